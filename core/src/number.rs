@@ -1,0 +1,130 @@
+//! Which number comes next: the allocator of VNIs and fresh `NetID`s.
+//!
+//! Numbers are given out in rising order from a mark, wrapping at 2^24. A released number is not used again before the
+//! whole space has passed by: behind the mark that is so by itself; ahead of it the number rests until the mark has
+//! gone over it once.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::vni::{FIRST, SPACE, Vni};
+
+/// How many numbers there are to give out.
+pub const USABLE: u32 = SPACE - FIRST;
+
+/// Every number is in use or rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("every VNI from 10 to 16777215 is in use")]
+pub struct Exhausted;
+
+/// The allocator's state, as the ledger keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Numbers {
+    /// The number given out last; the search starts behind it.
+    mark: u32,
+    /// Numbers ahead of the mark that were released and are skipped once.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    resting: BTreeSet<u32>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { mark: FIRST - 1, resting: BTreeSet::new() }
+    }
+}
+
+/// The number behind this one, wrapping from 2^24 - 1 to 10.
+const fn after(number: u32) -> u32 {
+    if number < FIRST || number >= SPACE - 1 { FIRST } else { number + 1 }
+}
+
+/// How many numbers come before `number` when counting up from behind `mark`.
+const fn ahead(mark: u32, number: u32) -> u32 {
+    let next = after(mark);
+    if number >= next { number - next } else { number + USABLE - next }
+}
+
+impl Numbers {
+    /// The next number that is neither in use nor resting.
+    pub fn take(&mut self, in_use: impl Fn(u32) -> bool) -> Result<Vni, Exhausted> {
+        for _ in 0..USABLE {
+            self.mark = after(self.mark);
+            if !self.resting.remove(&self.mark) && !in_use(self.mark) {
+                return Vni::namespace(self.mark).map_err(|_| Exhausted);
+            }
+        }
+        Err(Exhausted)
+    }
+
+    /// Says that nobody uses `number` any more.
+    pub fn release(&mut self, number: u32) {
+        // Behind the mark it has nearly the whole space before its next turn; ahead of it, that turn is skipped.
+        if (FIRST..SPACE).contains(&number) && ahead(self.mark, number) < USABLE / 2 {
+            self.resting.insert(number);
+        }
+    }
+
+    /// Moves the mark ahead, past numbers that a lost ledger may have given out (design, section 2: etcd restored).
+    pub fn jump(&mut self, steps: u32) {
+        self.mark = FIRST + (after(self.mark) - FIRST + steps % USABLE) % USABLE;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_rise_skip_what_is_used_and_wrap() {
+        let mut numbers = Numbers::default();
+        assert_eq!(numbers.take(|n| n == 10).unwrap().get(), 11);
+        assert_eq!(numbers.take(|_| false).unwrap().get(), 12);
+        numbers.mark = SPACE - 1;
+        assert_eq!(numbers.take(|_| false).unwrap().get(), 10);
+        assert_eq!(Numbers::default().take(|_| true), Err(Exhausted));
+    }
+
+    #[test]
+    fn a_number_taken_by_hand_ahead_of_the_mark_rests_after_its_release() {
+        let mut numbers = Numbers::default();
+        numbers.release(11);
+        assert_eq!(numbers.take(|_| false).unwrap().get(), 10);
+        assert_eq!(numbers.take(|_| false).unwrap().get(), 12);
+        assert!(numbers.resting.is_empty());
+    }
+
+    #[test]
+    fn a_jump_wraps() {
+        let mut numbers = Numbers { mark: SPACE - 2, resting: BTreeSet::new() };
+        numbers.jump(1 << 20);
+        assert!((FIRST..SPACE).contains(&numbers.mark));
+        assert_eq!(numbers.mark, FIRST + (1 << 20) - 1);
+    }
+
+    proptest! {
+        /// Against a naive model: a queue of all numbers in order of their last release.
+        #[test]
+        fn a_released_number_is_not_given_again_soon(start in FIRST - 1..SPACE, steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
+            let mut numbers = Numbers { mark: start, resting: BTreeSet::new() };
+            let (mut used, mut released) = (BTreeSet::new(), BTreeSet::new());
+            for (give, index) in steps {
+                if give || used.is_empty() {
+                    let number = numbers.take(|n| used.contains(&n)).unwrap().get();
+                    prop_assert!((FIRST..SPACE).contains(&number));
+                    prop_assert!(!released.contains(&number), "{} came back at once", number);
+                    prop_assert!(used.insert(number));
+                } else {
+                    let number = *index.get(&used.iter().copied().collect::<Vec<_>>());
+                    used.remove(&number);
+                    released.insert(number);
+                    numbers.release(number);
+                }
+            }
+        }
+    }
+}
