@@ -11,6 +11,8 @@
 //! - a [`Leadership`] ends by the local clock before etcd gives it to somebody else, and a [`Txn::fenced`] write of a
 //!   former leader is refused by etcd.
 
+#[cfg(feature = "args")]
+pub mod args;
 mod backoff;
 mod election;
 mod entry;
