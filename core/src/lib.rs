@@ -4,6 +4,7 @@
 //! This crate is pure: no I/O, no clock, no randomness. Every type here that exists is valid; what comes from outside
 //! becomes one of them by a fallible constructor or is refused with an error that says what was wrong.
 
+pub mod attachment;
 pub mod bandwidth;
 pub mod cluster;
 pub mod cni;
@@ -14,9 +15,11 @@ pub mod network;
 pub mod number;
 pub mod protocol;
 pub mod record;
+pub mod spool;
 pub mod tenant;
 pub mod vni;
 
+pub use attachment::AttachmentId;
 pub use bandwidth::Bandwidth;
 pub use cluster::{ClusterConfig, Mode};
 pub use keys::Keys;

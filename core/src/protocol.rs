@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::attachment::{AttachmentError, AttachmentId};
 use crate::cni::{Attachment, Failure};
 
 /// The protocol's version: a peer of another one is refused by name.
@@ -135,6 +136,13 @@ pub struct CniCall {
     pub args: BTreeMap<String, String>,
     /// The network config from stdin.
     pub config: Value,
+}
+
+impl CniCall {
+    /// The attachment that it is about; an error for GC and STATUS, which are about none.
+    pub fn attachment(&self) -> Result<AttachmentId, AttachmentError> {
+        AttachmentId::new(self.container_id.as_str(), self.interface.as_str())
+    }
 }
 
 /// The agent's answer.
