@@ -229,6 +229,18 @@ impl Tenants {
         records: &BTreeMap<Namespace, Option<i64>>,
         numbers: &mut Numbers,
     ) -> (Self, BTreeMap<Namespace, BirthError>) {
+        let mut tenants = Self::default();
+        let refused = tenants.resume_import(records, numbers);
+        (tenants, refused)
+    }
+
+    /// Goes on with an import of which the ledger holds a part: `records` are those without a ledger entry. Whoever has
+    /// one keeps it.
+    pub fn resume_import(
+        &mut self,
+        records: &BTreeMap<Namespace, Option<i64>>,
+        numbers: &mut Numbers,
+    ) -> BTreeMap<Namespace, BirthError> {
         let mut refused = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         for (namespace, number) in records {
@@ -238,13 +250,19 @@ impl Tenants {
             }
         }
         let taken: std::collections::BTreeSet<u32> = wanted.values().flatten().map(|id| id.get()).collect();
-        let mut tenants = Self::default();
         for (namespace, net_id) in wanted {
+            // A number that only names somebody on the wire is nobody's network yet.
+            if let Some(foreign) =
+                net_id.filter(|id| !id.is_global() && self.members(*id) == 0 && self.in_use(id.get()))
+            {
+                refused.insert(namespace, BirthError::Taken(foreign));
+                continue;
+            }
             // The first of a joined group has the number as its own; the others get a VNI that nobody uses.
-            let own = net_id.and_then(|id| Vni::namespace(id.get()).ok()).filter(|vni| !tenants.vnis.contains_key(vni));
+            let own = net_id.and_then(|id| Vni::namespace(id.get()).ok()).filter(|vni| !self.vnis.contains_key(vni));
             let vni = match own {
                 Some(vni) => vni,
-                None => match numbers.take(|number| taken.contains(&number) || tenants.in_use(number)) {
+                None => match numbers.take(|number| taken.contains(&number) || self.in_use(number)) {
                     Ok(vni) => vni,
                     Err(exhausted) => {
                         refused.insert(namespace, exhausted.into());
@@ -252,9 +270,9 @@ impl Tenants {
                     }
                 },
             };
-            tenants.insert(namespace, Tenant { vni, net_id: net_id.unwrap_or(vni.into()), uid: None });
+            self.insert(namespace, Tenant { vni, net_id: net_id.unwrap_or(vni.into()), uid: None });
         }
-        (tenants, refused)
+        refused
     }
 }
 
@@ -338,6 +356,27 @@ mod tests {
         assert_eq!(of("d"), Some((13, 0)));
         assert_eq!(of("e"), Some((14, 14)));
         assert_eq!(refused.keys().collect::<Vec<_>>(), [&name("f")]);
+    }
+
+    #[test]
+    fn an_import_that_was_cut_off_ends_as_if_it_had_not_been() {
+        let records: BTreeMap<_, _> = [("a", Some(12)), ("b", Some(12)), ("c", None), ("d", Some(10)), ("e", Some(0))]
+            .map(|(namespace, number)| (name(namespace), number))
+            .into();
+        let (whole, _) = Tenants::import(&records, &mut Numbers::default());
+        for done in 0..=records.len() {
+            let mut tenants = Tenants::default();
+            for (namespace, tenant) in whole.iter().take(done) {
+                tenants.insert(namespace.clone(), tenant.clone());
+            }
+            let rest = records.iter().skip(done).map(|(n, id)| (n.clone(), *id)).collect();
+            assert!(tenants.resume_import(&rest, &mut Numbers::default()).is_empty());
+            assert_eq!(tenants, whole, "cut off after {done}");
+        }
+        let mut tenants = whole;
+        let late = [(name("f"), Some(11))].into();
+        let refused = tenants.resume_import(&late, &mut Numbers::default());
+        assert!(matches!(refused[&name("f")], BirthError::Taken(_)), "11 is b's VNI and nobody's network");
     }
 
     #[derive(Debug, Clone)]
