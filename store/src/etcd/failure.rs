@@ -1,0 +1,179 @@
+//! Telling failures of etcd apart: what surely had no effect, what may have had one, and what to tell the user.
+//!
+//! By type where the client gives types (connect errors, TLS errors, gRPC codes), by etcd's own message texts where one
+//! code has several meanings.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use etcd_client::Error;
+use tonic::{Code, ConnectError};
+
+use crate::error::{Cause, StoreError};
+use crate::settings::{Settings, SettingsError};
+
+/// One failed attempt.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The TLS files became unusable.
+    Settings(SettingsError),
+    /// No connection; the request was not sent.
+    NotSent(Cause),
+    /// The handshake failed; the request was not taken.
+    Tls(Cause),
+    /// The member cannot serve now and did not take the request.
+    NotTaken(Cause),
+    /// The login token is not valid (any more); the request was not taken.
+    StaleLogin(Cause),
+    /// User or password are wrong or missing.
+    Login(Cause),
+    Permission(Cause),
+    Refused(Cause),
+    LeaseGone,
+    Compacted,
+    /// Sent, and the answer is lost.
+    AnswerLost(Cause),
+    /// Sent, and no answer for this long.
+    Silent(Duration),
+}
+
+/// True if the server says that it has no authentication.
+pub(super) fn auth_is_off(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+}
+
+impl Failure {
+    pub(super) fn of(error: Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) => of_status(status),
+            Error::LeaseKeepAliveError(text) if text.contains("lease not found") => Self::LeaseGone,
+            Error::TransportError(error) => of_chain(Box::new(error)),
+            error @ (Error::InvalidArgs(_)
+            | Error::InvalidUri(_)
+            | Error::Utf8Error(_)
+            | Error::InvalidMetadataValue(_)) => Self::Refused(Box::new(error)),
+            error => Self::AnswerLost(Box::new(error)),
+        }
+    }
+
+    /// The same failure of a connection that nothing but the login was sent over.
+    pub(super) fn before_sending(self) -> Self {
+        match self {
+            Self::AnswerLost(cause) => Self::NotSent(cause),
+            Self::Silent(limit) => Self::NotSent(format!("no answer within {limit:?}").into()),
+            other => other,
+        }
+    }
+
+    pub(super) fn may_repeat_write(&self) -> bool {
+        matches!(self, Self::NotSent(_) | Self::Tls(_) | Self::NotTaken(_) | Self::StaleLogin(_))
+    }
+
+    pub(super) fn may_repeat_read(&self) -> bool {
+        self.may_repeat_write() || matches!(self, Self::AnswerLost(_) | Self::Silent(_))
+    }
+
+    /// True if the next request should use another connection.
+    pub(super) fn condemns_connection(&self) -> bool {
+        self.may_repeat_read() || matches!(self, Self::Settings(_) | Self::Login(_))
+    }
+
+    pub(super) fn into_error(self, what: &str, settings: &Settings, at: usize, write: bool) -> StoreError {
+        let what = what.to_owned();
+        match self {
+            Self::Settings(error) => error.into(),
+            Self::NotSent(source) => StoreError::Unreachable { endpoints: settings.endpoints().join(","), source },
+            Self::Tls(source) => StoreError::Tls { endpoint: settings.endpoints()[at].clone(), source },
+            Self::Login(source) | Self::StaleLogin(source) => StoreError::Login {
+                user: settings.auth().map_or_else(String::new, |auth| auth.user().to_owned()),
+                source,
+            },
+            Self::Permission(source) => StoreError::PermissionDenied { what, source },
+            Self::Refused(source) => StoreError::Refused { what, source },
+            Self::LeaseGone => StoreError::LeaseLost { lease: 0 },
+            Self::Compacted => StoreError::Compacted,
+            Self::NotTaken(source) => StoreError::Unavailable { what, source },
+            Self::AnswerLost(source) if write => StoreError::OutcomeUnknown { what, source },
+            Self::AnswerLost(source) => StoreError::Unavailable { what, source },
+            Self::Silent(after) if write => {
+                StoreError::OutcomeUnknown { what, source: format!("no answer within {after:?}").into() }
+            }
+            Self::Silent(after) => StoreError::Timeout { what, after },
+        }
+    }
+}
+
+fn of_status(status: tonic::Status) -> Failure {
+    // A status without a source is an answer of the server; with one, the transport made it up.
+    if status.source().is_some() {
+        return of_chain(Box::new(status));
+    }
+    let (code, text) = (status.code(), status.message().to_owned());
+    let has = |part: &str| text.contains(part);
+    let cause: Cause = format!("{text} ({code:?})").into();
+    match code {
+        Code::PermissionDenied => Failure::Permission(cause),
+        Code::Unauthenticated => Failure::StaleLogin(cause),
+        Code::InvalidArgument if has("auth store is old") => Failure::StaleLogin(cause),
+        Code::InvalidArgument if has("authentication failed") || has("user name is empty") => Failure::Login(cause),
+        Code::OutOfRange if has("compacted") || has("future revision") => Failure::Compacted,
+        Code::NotFound if has("lease not found") => Failure::LeaseGone,
+        // Both are said before the request is proposed.
+        Code::Unavailable if has("etcdserver: no leader") => Failure::NotTaken(cause),
+        Code::ResourceExhausted if has("too many requests") => Failure::NotTaken(cause),
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::OutOfRange
+        | Code::ResourceExhausted
+        | Code::Unimplemented => Failure::Refused(cause),
+        _ => Failure::AnswerLost(cause),
+    }
+}
+
+/// Judges a failure of the transport by the types in its chain.
+fn of_chain(error: Cause) -> Failure {
+    let mut connecting = false;
+    let mut tls = false;
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(link) = next {
+        connecting |= link.is::<ConnectError>();
+        // tokio-rustls wraps every error of the TLS layer, alerts of the peer included, in this kind.
+        tls |= link
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::InvalidData && e.get_ref().is_some());
+        next = link.source();
+    }
+    let cause: Cause = chain(&*error).into();
+    match (tls, connecting) {
+        (true, _) => Failure::Tls(cause),
+        (false, true) => Failure::NotSent(cause),
+        (false, false) => Failure::AnswerLost(cause),
+    }
+}
+
+/// The distinct texts of an error and its causes; gRPC statuses repeat themselves.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(link) = next {
+        let own = link.to_string();
+        if !text.contains(&own) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&own);
+        }
+        next = link.source();
+    }
+    text
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
