@@ -19,12 +19,7 @@ pub(crate) struct EtcdWatch {
     etcd: Etcd,
     endpoint: usize,
     stream: WatchStream,
-    prefixes: Prefixes,
-    cluster_id: u64,
-    cursor: i64,
-    /// Events of a response that goes on in the next one.
-    fragments: Vec<Event>,
-    ready: VecDeque<Changes>,
+    assembly: Assembly,
 }
 
 impl Etcd {
@@ -48,16 +43,7 @@ impl Etcd {
             }
         };
         let (stream, created, endpoint) = self.call(&what, self.read(), send).await?;
-        let mut watch = EtcdWatch {
-            etcd: self.clone(),
-            endpoint,
-            stream,
-            prefixes: prefixes.clone(),
-            cluster_id: snapshot.cluster_id,
-            cursor: snapshot.revision,
-            fragments: Vec::new(),
-            ready: VecDeque::new(),
-        };
+        let mut watch = EtcdWatch { etcd: self.clone(), endpoint, stream, assembly: Assembly::new(prefixes, snapshot) };
         let created = created.ok_or_else(|| broken("the stream ended at once"))?;
         watch.take(&created)?;
         Ok(watch)
@@ -67,7 +53,7 @@ impl Etcd {
 impl EtcdWatch {
     pub(crate) async fn next(&mut self) -> Result<Changes, StoreError> {
         loop {
-            if let Some(changes) = self.ready.pop_front() {
+            if let Some(changes) = self.assembly.ready.pop_front() {
                 return Ok(changes);
             }
             match self.stream.message().await {
@@ -89,6 +75,50 @@ impl EtcdWatch {
         if response.canceled() {
             return Err(self.why_canceled(response));
         }
+        self.assembly.take(response)
+    }
+
+    fn why_canceled(&self, response: &WatchResponse) -> StoreError {
+        let reason = response.cancel_reason();
+        if response.compact_revision() > 0 {
+            StoreError::Compacted
+        } else if reason.contains("permission denied") {
+            // The role may have changed since the login.
+            self.etcd.give_up(self.endpoint);
+            StoreError::PermissionDenied {
+                what: format!("watching everything under {:?}", self.assembly.prefixes.common()),
+                source: reason.to_owned().into(),
+            }
+        } else {
+            self.etcd.give_up(self.endpoint);
+            broken(&format!("etcd canceled it: {reason}"))
+        }
+    }
+}
+
+/// Puts responses together to whole revisions.
+struct Assembly {
+    prefixes: Prefixes,
+    cluster_id: u64,
+    /// The highest revision seen.
+    cursor: i64,
+    /// Events of a response that goes on in the next one.
+    fragments: Vec<Event>,
+    ready: VecDeque<Changes>,
+}
+
+impl Assembly {
+    fn new(prefixes: &Prefixes, snapshot: &Snapshot) -> Self {
+        Self {
+            prefixes: prefixes.clone(),
+            cluster_id: snapshot.cluster_id,
+            cursor: snapshot.revision,
+            fragments: Vec::new(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    fn take(&mut self, response: &WatchResponse) -> Result<(), StoreError> {
         if let Some(header) = response.header() {
             if header.cluster_id() != self.cluster_id {
                 return Err(broken("another cluster answers"));
@@ -120,23 +150,6 @@ impl EtcdWatch {
             }
         }
     }
-
-    fn why_canceled(&self, response: &WatchResponse) -> StoreError {
-        let reason = response.cancel_reason();
-        if response.compact_revision() > 0 {
-            StoreError::Compacted
-        } else if reason.contains("permission denied") {
-            // The role may have changed since the login.
-            self.etcd.give_up(self.endpoint);
-            StoreError::PermissionDenied {
-                what: format!("watching everything under {:?}", self.prefixes.common()),
-                source: reason.to_owned().into(),
-            }
-        } else {
-            self.etcd.give_up(self.endpoint);
-            broken(&format!("etcd canceled it: {reason}"))
-        }
-    }
 }
 
 fn broken(why: &str) -> StoreError {
@@ -153,4 +166,65 @@ fn change(event: &Event) -> Option<Change> {
         EventType::Put => Change::Put(entry),
         EventType::Delete => Change::Delete { key: entry.key },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etcd_client::proto::{PbEvent, PbKeyValue, PbResponseHeader, PbWatchResponse};
+
+    fn response(cluster_id: u64, fragment: bool, events: &[(&str, i64)]) -> WatchResponse {
+        let event = |(key, revision): &(&str, i64)| PbEvent {
+            kv: Some(PbKeyValue {
+                key: (*key).into(),
+                mod_revision: *revision,
+                create_revision: *revision,
+                ..PbKeyValue::default()
+            }),
+            ..PbEvent::default()
+        };
+        WatchResponse(PbWatchResponse {
+            header: Some(PbResponseHeader { cluster_id, revision: 100, ..PbResponseHeader::default() }),
+            fragment,
+            events: events.iter().map(event).collect(),
+            ..PbWatchResponse::default()
+        })
+    }
+
+    fn assembly() -> Assembly {
+        let snapshot = Snapshot { revision: 9, cluster_id: 1, entries: Vec::new(), discontinuity: None };
+        Assembly::new(&Prefixes::new(&["/a", "/b"]), &snapshot)
+    }
+
+    #[test]
+    fn fragments_that_tear_a_revision_are_mended() {
+        let mut assembly = assembly();
+        let parts = [
+            response(1, true, &[("/a/1", 10), ("/a/2", 11)]),
+            response(1, true, &[("/b/1", 11)]),
+            response(1, false, &[("/b/2", 11), ("/c", 11), ("/c", 12), ("/a/1", 13)]),
+        ];
+        for (at, part) in parts.iter().enumerate() {
+            assert!(assembly.ready.is_empty(), "torn before part {at}");
+            assembly.take(part).unwrap();
+        }
+        let got: Vec<_> = assembly
+            .ready
+            .iter()
+            .map(|c| {
+                let keys: Vec<_> = c.changes.iter().map(Change::key).collect();
+                (c.revision, keys.join(" "))
+            })
+            .collect();
+        let want = [(10, "/a/1"), (11, "/a/2 /b/1 /b/2"), (13, "/a/1")];
+        assert_eq!(got, want.map(|(r, k)| (r, k.to_owned())));
+    }
+
+    #[test]
+    fn another_cluster_or_an_older_revision_breaks_the_stream() {
+        assert!(assembly().take(&response(2, false, &[])).is_err());
+        let mut behind = assembly();
+        behind.cursor = 101;
+        assert!(behind.take(&response(1, false, &[])).is_err());
+    }
 }
