@@ -3,7 +3,9 @@
 //! Both become file names, keys of records and log fields, so one that exists is safe in all of them.
 
 use std::fmt;
+use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The longest container ID, in bytes: with an interface and a suffix it still is a file name (255 bytes).
@@ -24,10 +26,14 @@ pub enum AttachmentError {
         "the interface name {0:?} is not valid: use 1 to 15 bytes without '/', ':', white space or control characters, and not '.' or '..'"
     )]
     Interface(String),
+    /// Not the text of an attachment.
+    #[error("{0:?} does not name an attachment; its form is <container ID>@<interface>")]
+    Form(String),
 }
 
 /// One interface of one container: what ADD makes and DEL removes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct AttachmentId {
     container_id: String,
     interface: String,
@@ -73,6 +79,29 @@ impl AttachmentId {
     }
 }
 
+impl FromStr for AttachmentId {
+    type Err = AttachmentError;
+
+    fn from_str(text: &str) -> Result<Self, AttachmentError> {
+        let (container_id, interface) = text.split_once('@').ok_or_else(|| AttachmentError::Form(excerpt(text)))?;
+        Self::new(container_id, interface)
+    }
+}
+
+impl TryFrom<String> for AttachmentId {
+    type Error = AttachmentError;
+
+    fn try_from(text: String) -> Result<Self, AttachmentError> {
+        text.parse()
+    }
+}
+
+impl From<AttachmentId> for String {
+    fn from(id: AttachmentId) -> Self {
+        id.to_string()
+    }
+}
+
 impl fmt::Display for AttachmentId {
     /// `<container ID>@<interface>`; '@' is in no container ID, so the text splits in one way only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,6 +123,8 @@ mod tests {
         }
         let long = AttachmentId::new("a".repeat(200), "eth0@1").unwrap();
         assert!(long.to_string().ends_with("@eth0@1"));
+        assert_eq!(long.to_string().parse(), Ok(long));
+        assert!("c1".parse::<AttachmentId>().is_err());
     }
 
     #[test]
