@@ -173,11 +173,8 @@ impl Settings {
                 return Err(SettingsError::TlsWithoutHttps { endpoint: first.clone() });
             }
         };
-        match tls.as_ref().map(|tls| (&tls.cert, &tls.key)) {
-            Some((Some(given), None) | (None, Some(given))) => {
-                return Err(SettingsError::HalfIdentity { given: given.clone() });
-            }
-            _ => {}
+        if let Some((Some(given), None) | (None, Some(given))) = tls.as_ref().map(|tls| (&tls.cert, &tls.key)) {
+            return Err(SettingsError::HalfIdentity { given: given.clone() });
         }
         if auth.as_ref().is_some_and(|auth| auth.user.is_empty()) {
             return Err(SettingsError::EmptyUser);

@@ -1,6 +1,7 @@
 //! The front: one type over the real etcd and the twin.
 //!
-//! Every watch and election runs the same code over both; only the primitives below differ.
+//! Every watch and election runs the same code over both; only the primitives below differ. etcd's futures are boxed
+//! here: they are large, and every caller's would be.
 
 use std::fmt;
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl Store {
     /// Connects and makes sure that etcd answers and accepts the login. Ends within the connect and request timeouts.
     pub async fn connect(settings: Settings) -> Result<Self, StoreError> {
         let etcd = Etcd::open(settings)?;
-        etcd.check().await?;
+        Box::pin(etcd.check()).await?;
         Ok(Self { backend: Backend::Etcd(etcd) })
     }
 
@@ -83,7 +84,7 @@ impl Store {
     /// Reads one key.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.get(key).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.get(key)).await,
             Backend::Memory(client) => client.get(key),
         }
     }
@@ -95,7 +96,7 @@ impl Store {
 
     pub(crate) async fn list_many(&self, prefixes: &Prefixes) -> Result<Snapshot, StoreError> {
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.list(prefixes).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.list(prefixes)).await,
             Backend::Memory(client) => client.list(prefixes),
         }
     }
@@ -118,7 +119,7 @@ impl Store {
     pub(crate) async fn raw_watch(&self, prefixes: &Prefixes, snapshot: &Snapshot) -> Result<RawWatch, StoreError> {
         match &self.backend {
             Backend::Etcd(etcd) => {
-                let watch = etcd.watch(prefixes, snapshot).await?;
+                let watch = Box::pin(etcd.watch(prefixes, snapshot)).await?;
                 Ok(RawWatch::Etcd(Box::new(watch)))
             }
             Backend::Memory(client) => Ok(RawWatch::Memory(client.watch(prefixes, snapshot)?)),
@@ -132,14 +133,14 @@ impl Store {
     pub async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
         txn.check()?;
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.commit(&txn).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.commit(&txn)).await,
             Backend::Memory(client) => client.commit(&txn),
         }
     }
 
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.grant(ttl).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.grant(ttl)).await,
             Backend::Memory(client) => client.grant(ttl),
         }
     }
@@ -147,14 +148,14 @@ impl Store {
     /// Keeps a lease alive once; an endpoint that does not answer within `patience` is given up for another.
     pub(crate) async fn keep_alive(&self, id: i64, patience: Duration) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.keep_alive(id, patience).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.keep_alive(id, patience)).await,
             Backend::Memory(client) => client.keep_alive(id),
         }
     }
 
     pub(crate) async fn revoke(&self, id: i64) -> Result<(), StoreError> {
         match &self.backend {
-            Backend::Etcd(etcd) => etcd.revoke(id).await,
+            Backend::Etcd(etcd) => Box::pin(etcd.revoke(id)).await,
             Backend::Memory(client) => client.revoke(id),
         }
     }

@@ -1,5 +1,12 @@
 //! The common suite against a real etcd, and what one real member can show: compaction, fragments, size.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 mod suite;
 
 use std::time::Duration;

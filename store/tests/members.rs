@@ -1,5 +1,12 @@
 //! Three real members with one killed, one frozen, or no majority.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 mod suite;
 
 use std::time::{Duration, Instant};

@@ -27,12 +27,13 @@ pub(super) fn lowest<'a>(candidates: impl Iterator<Item = &'a Entry>) -> Option<
 pub struct Observer {
     watch: Watch,
     candidates: BTreeMap<String, Entry>,
-    told: Option<Option<Leader>>,
+    told: bool,
+    leader: Option<Leader>,
 }
 
 impl Observer {
     pub(super) fn new(watch: Watch) -> Self {
-        Self { watch, candidates: BTreeMap::new(), told: None }
+        Self { watch, candidates: BTreeMap::new(), told: false, leader: None }
     }
 
     /// The current leader, then each change of it; `Some(None)` means that nobody leads. Cancel-safe. `None` only when
@@ -59,8 +60,9 @@ impl Observer {
                 Update::Unreachable { .. } => continue,
             }
             let leader = lowest(self.candidates.values());
-            if self.told.as_ref() != Some(&leader) {
-                self.told = Some(leader.clone());
+            if !self.told || self.leader != leader {
+                self.told = true;
+                self.leader.clone_from(&leader);
                 return Some(leader);
             }
         }

@@ -21,8 +21,12 @@ pub(super) enum Failure {
     Settings(SettingsError),
     /// No connection; the request was not sent.
     NotSent(Cause),
-    /// The handshake failed; the request was not taken.
+    /// The handshake failed; the request was not sent.
     Tls(Cause),
+    /// The TLS layer failed on an established connection; what was sent before may have been taken.
+    TlsLater(Cause),
+    /// The connection broke.
+    ConnectionLost(Cause),
     /// The member cannot serve now and did not take the request.
     NotTaken(Cause),
     /// The login token is not valid (any more); the request was not taken.
@@ -47,9 +51,9 @@ pub(super) fn auth_is_off(error: &Error) -> bool {
 impl Failure {
     pub(super) fn of(error: Error) -> Self {
         match error {
-            Error::GRpcStatus(status) => of_status(status),
+            Error::GRpcStatus(status) => of_status(&status),
             Error::LeaseKeepAliveError(text) if text.contains("lease not found") => Self::LeaseGone,
-            Error::TransportError(error) => of_chain(Box::new(error)),
+            Error::TransportError(error) => of_chain(&error),
             error @ (Error::InvalidArgs(_)
             | Error::InvalidUri(_)
             | Error::Utf8Error(_)
@@ -58,13 +62,33 @@ impl Failure {
         }
     }
 
-    /// The same failure of a connection that nothing but the login was sent over.
-    pub(super) fn before_sending(self) -> Self {
+    /// The same failure on a new connection that no request was sent over yet. With TLS 1.3 the server judges our
+    /// certificate after our side of the handshake is done: its refusal is a late alert, or just a lost connection.
+    pub(super) fn before_sending(self, https: bool) -> Self {
         match self {
-            Self::AnswerLost(cause) => Self::NotSent(cause),
+            Self::TlsLater(cause) => Self::Tls(cause),
+            Self::ConnectionLost(cause) if https => {
+                Self::Tls(format!("closed right after the handshake (client certificate refused?): {cause}").into())
+            }
+            Self::ConnectionLost(cause) | Self::AnswerLost(cause) => Self::NotSent(cause),
             Self::Silent(limit) => Self::NotSent(format!("no answer within {limit:?}").into()),
             other => other,
         }
+    }
+
+    /// True if the server itself answered, and did not refuse the login: the connection works.
+    pub(super) fn proves_connection(&self) -> bool {
+        !matches!(
+            self,
+            Self::Settings(_)
+                | Self::NotSent(_)
+                | Self::Tls(_)
+                | Self::TlsLater(_)
+                | Self::ConnectionLost(_)
+                | Self::Silent(_)
+                | Self::Login(_)
+                | Self::StaleLogin(_)
+        )
     }
 
     pub(super) fn may_repeat_write(&self) -> bool {
@@ -72,7 +96,8 @@ impl Failure {
     }
 
     pub(super) fn may_repeat_read(&self) -> bool {
-        self.may_repeat_write() || matches!(self, Self::AnswerLost(_) | Self::Silent(_))
+        self.may_repeat_write()
+            || matches!(self, Self::AnswerLost(_) | Self::ConnectionLost(_) | Self::TlsLater(_) | Self::Silent(_))
     }
 
     /// True if the next request should use another connection.
@@ -95,8 +120,12 @@ impl Failure {
             Self::LeaseGone => StoreError::LeaseLost { lease: 0 },
             Self::Compacted => StoreError::Compacted,
             Self::NotTaken(source) => StoreError::Unavailable { what, source },
-            Self::AnswerLost(source) if write => StoreError::OutcomeUnknown { what, source },
-            Self::AnswerLost(source) => StoreError::Unavailable { what, source },
+            Self::AnswerLost(source) | Self::ConnectionLost(source) | Self::TlsLater(source) if write => {
+                StoreError::OutcomeUnknown { what, source }
+            }
+            Self::AnswerLost(source) | Self::ConnectionLost(source) | Self::TlsLater(source) => {
+                StoreError::Unavailable { what, source }
+            }
             Self::Silent(after) if write => {
                 StoreError::OutcomeUnknown { what, source: format!("no answer within {after:?}").into() }
             }
@@ -105,10 +134,10 @@ impl Failure {
     }
 }
 
-fn of_status(status: tonic::Status) -> Failure {
+fn of_status(status: &tonic::Status) -> Failure {
     // A status without a source is an answer of the server; with one, the transport made it up.
     if status.source().is_some() {
-        return of_chain(Box::new(status));
+        return of_chain(status);
     }
     let (code, text) = (status.code(), status.message().to_owned());
     let has = |part: &str| text.contains(part);
@@ -135,10 +164,10 @@ fn of_status(status: tonic::Status) -> Failure {
 }
 
 /// Judges a failure of the transport by the types in its chain.
-fn of_chain(error: Cause) -> Failure {
+fn of_chain(error: &(dyn std::error::Error + 'static)) -> Failure {
     let mut connecting = false;
     let mut tls = false;
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(link) = next {
         connecting |= link.is::<ConnectError>();
         // tokio-rustls wraps every error of the TLS layer, alerts of the peer included, in this kind.
@@ -147,11 +176,12 @@ fn of_chain(error: Cause) -> Failure {
             .is_some_and(|e| e.kind() == io::ErrorKind::InvalidData && e.get_ref().is_some());
         next = link.source();
     }
-    let cause: Cause = chain(&*error).into();
+    let cause: Cause = chain(error).into();
     match (tls, connecting) {
-        (true, _) => Failure::Tls(cause),
+        (true, true) => Failure::Tls(cause),
+        (true, false) => Failure::TlsLater(cause),
         (false, true) => Failure::NotSent(cause),
-        (false, false) => Failure::AnswerLost(cause),
+        (false, false) => Failure::ConnectionLost(cause),
     }
 }
 

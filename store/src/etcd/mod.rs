@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use tokio::time::{Instant, timeout};
 
 use crate::backoff::{Backoff, random};
@@ -48,6 +48,12 @@ enum Repeat {
     After(Duration),
     /// It may not.
     Never,
+}
+
+impl From<etcd_client::Error> for Failure {
+    fn from(error: etcd_client::Error) -> Self {
+        Self::of(error)
+    }
 }
 
 impl Etcd {
@@ -105,17 +111,20 @@ impl Etcd {
         };
         let limit = settings.timeouts().connect;
         let connect = async {
-            match Client::connect(endpoint, Some(with_user)).await {
+            let client = match Client::connect(endpoint, Some(with_user)).await {
                 // A user for an etcd without authentication is fine for etcdctl, and for us.
-                Err(error) if failure::auth_is_off(&error) => Client::connect(endpoint, Some(options)).await,
-                result => result,
-            }
+                Err(error) if failure::auth_is_off(&error) => Client::connect(endpoint, Some(options)).await?,
+                result => result?,
+            };
+            prove(&client).await?;
+            Ok(client)
         };
-        // Here only the login was sent, never the request.
+        // Only the login and the proof were sent, never the request.
+        let https = settings.tls().is_some();
         let client = timeout(limit, connect)
             .await
-            .map_err(|_| Failure::NotSent(format!("no login within {limit:?}").into()))?
-            .map_err(|error| Failure::of(error).before_sending())?;
+            .unwrap_or(Err(Failure::Silent(limit)))
+            .map_err(|failure| failure.before_sending(https))?;
         *self.slot(at) = Some(client.clone());
         Ok(client)
     }
@@ -134,14 +143,18 @@ impl Etcd {
         let mut tls_failures = 0;
         for attempt in 1.. {
             let at = self.current();
-            let failure = match self.client(at).await {
+            let failure = match Box::pin(self.client(at)).await {
                 Ok(client) => {
                     let left = deadline.saturating_duration_since(Instant::now());
+                    // Connecting took all the time: a write must not be sent only to be given up unheard.
+                    if left.is_zero() {
+                        break;
+                    }
                     let patience = match repeat {
                         Repeat::After(patience) => patience.min(left),
                         Repeat::Never => left,
                     };
-                    match timeout(patience, send(client)).await {
+                    match timeout(patience, Box::pin(send(client))).await {
                         Ok(Ok(answer)) => return Ok(answer),
                         Ok(Err(error)) => Failure::of(error),
                         Err(_) => Failure::Silent(patience),
@@ -173,7 +186,8 @@ impl Etcd {
             }
             tokio::time::sleep(pause).await;
         }
-        let (failure, at) = worst.unwrap_or((Failure::Silent(limit), 0));
+        let in_time = Failure::NotSent(format!("no connection within {limit:?}").into());
+        let (failure, at) = worst.unwrap_or((in_time, 0));
         Err(failure.into_error(what, self.settings(), at, repeat.is_write()))
     }
 }
@@ -181,6 +195,19 @@ impl Etcd {
 impl Repeat {
     fn is_write(self) -> bool {
         matches!(self, Self::Never)
+    }
+}
+
+/// Asks a new connection something harmless that the member answers from its own data. Any answer will do: what this
+/// finds out about TLS, the login and dead peers is found out before a write is at stake.
+async fn prove(client: &Client) -> Result<(), Failure> {
+    let options = GetOptions::new().with_serializable().with_count_only();
+    match client.kv_client().get([0], Some(options)).await {
+        Ok(_) => Ok(()),
+        Err(error) => match Failure::of(error) {
+            failure if failure.proves_connection() => Ok(()),
+            failure => Err(failure),
+        },
     }
 }
 

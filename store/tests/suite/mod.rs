@@ -216,7 +216,7 @@ async fn election_hands_over(f: &Fixture) {
 
 async fn dropped_candidate_withdraws(f: &Fixture) {
     // A long lease: only the withdrawal can free the place in time.
-    let ttl = Duration::from_secs(120);
+    let ttl = Duration::from_mins(2);
     let lead = within(Candidate::campaign(&f.store, "/el/drop", "lead", ttl)).await.unwrap();
     {
         let waiting = Candidate::campaign(&f.other, "/el/drop", "waiting", ttl);
