@@ -1,0 +1,176 @@
+//! The flags, parsed once into validated options.
+
+use std::time::Duration;
+
+use bulkhead_core::keys::check_prefix;
+use bulkhead_core::record::ConfigRecord;
+use bulkhead_core::{ClusterConfig, Mode, Namespace};
+use bulkhead_store::args::EtcdArgs;
+use clap::{Args, Parser, ValueEnum};
+
+use crate::plan::Policy;
+use crate::run::Options;
+
+/// Gives out VNIs and node subnets and carries tenant actions out, one leader at a time
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-controller", version, about)]
+pub struct ControllerArgs {
+    /// Where etcd is.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+    /// How this controller is known [default: host name and process id]
+    #[arg(long, env = "BULKHEAD_IDENTITY", value_name = "NAME", value_parser = parse_identity)]
+    pub identity: Option<String>,
+    /// Seconds that etcd keeps the lead for a leader that it does not hear of, 2 to 60
+    #[arg(long, env = "BULKHEAD_LEASE_TTL", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=60))]
+    pub lease_ttl: u64,
+    /// Namespaces that are global at birth, separated by commas; empty for none
+    #[arg(long, env = "BULKHEAD_GLOBAL_NAMESPACES", value_name = "NAME,...", default_value = "kube-system")]
+    pub global_namespaces: String,
+    /// Form of the log
+    #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, in RUST_LOG syntax, for example info,bulkhead_store=debug
+    #[arg(long, env = "BULKHEAD_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+    /// The config to create.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Forms of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Values of `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// Each namespace is a network of its own.
+    Multitenant,
+    /// One flat network.
+    Flat,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Multitenant => Self::Multitenant,
+            ModeArg::Flat => Self::Flat,
+        }
+    }
+}
+
+/// The config that is created if etcd has none. One that exists is never overwritten.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Config to create if there is none")]
+pub struct ConfigArgs {
+    /// Name of the cluster, a segment of its keys
+    #[arg(long, env = "BULKHEAD_CLUSTER_NAME", value_name = "NAME", requires = "network")]
+    pub cluster_name: Option<String>,
+    /// Pods' network in CIDR form; for dual-stack one of each family, separated by a comma
+    #[arg(long, env = "BULKHEAD_NETWORK", value_name = "CIDR", requires = "cluster_name")]
+    pub network: Option<String>,
+    /// Host bits of one node's subnet: 10 gives each node a /22
+    #[arg(long, env = "BULKHEAD_HOST_SUBNET_LENGTH", value_name = "BITS", default_value_t = 10)]
+    pub host_subnet_length: u64,
+    /// Services' network in CIDR form
+    #[arg(long, env = "BULKHEAD_SERVICE_NETWORK", value_name = "CIDR", default_value = "")]
+    pub service_network: String,
+    /// Whether namespaces are kept apart
+    #[arg(long, env = "BULKHEAD_MODE", value_enum, default_value = "multitenant")]
+    pub mode: ModeArg,
+}
+
+impl ConfigArgs {
+    /// The record, checked; none without a name and a network.
+    fn record(&self) -> Result<Option<ConfigRecord>, String> {
+        let (Some(name), Some(network)) = (&self.cluster_name, &self.network) else { return Ok(None) };
+        let record = ConfigRecord {
+            name: name.clone(),
+            network: network.clone(),
+            host_subnet_length: self.host_subnet_length,
+            service_network: self.service_network.clone(),
+            plugin_name: Mode::from(self.mode).plugin_name().to_owned(),
+            unknown: serde_json::Map::new(),
+        };
+        ClusterConfig::try_from(&record).map_err(|error| format!("the config to create: {error}"))?;
+        Ok(Some(record))
+    }
+}
+
+fn parse_identity(text: &str) -> Result<String, String> {
+    let sane = !text.is_empty() && text.len() <= 253 && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+    sane.then(|| text.to_owned()).ok_or_else(|| "use 1 to 253 characters without white space".to_owned())
+}
+
+/// The host's name and the process's id.
+fn default_identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{}", if host.is_empty() { "controller" } else { host }, std::process::id())
+}
+
+impl ControllerArgs {
+    /// The options, or what is wrong with a flag.
+    pub fn options(&self) -> Result<Options, String> {
+        let prefix = check_prefix(&self.etcd.etcd_prefix).map_err(|error| format!("--etcd-prefix: {error}"))?;
+        let names = self.global_namespaces.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let global_at_birth = names.map(Namespace::new).collect::<Result<_, _>>();
+        let global_at_birth = global_at_birth.map_err(|error| format!("--global-namespaces: {error}"))?;
+        Ok(Options {
+            prefix: prefix.to_owned(),
+            identity: self.identity.clone().unwrap_or_else(default_identity),
+            lease_ttl: Duration::from_secs(self.lease_ttl),
+            policy: Policy { global_at_birth },
+            config: self.config.record()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        let args = ControllerArgs::try_parse_from(std::iter::once(&"bulkhead-controller").chain(args));
+        args.map_err(|error| error.to_string())?.options()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_design() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.prefix, bulkhead_core::keys::DEFAULT_PREFIX);
+        assert_eq!(options.lease_ttl, Duration::from_secs(10));
+        assert_eq!(options.policy.global_at_birth, [Namespace::new("kube-system").unwrap()].into());
+        assert!(options.config.is_none() && options.identity.ends_with(&std::process::id().to_string()));
+        assert!(parse(&["--global-namespaces", ""]).unwrap().policy.global_at_birth.is_empty());
+    }
+
+    #[test]
+    fn a_config_is_made_of_name_and_network() {
+        let config =
+            parse(&["--cluster-name", "k8ssdn", "--network", "172.11.0.0/16", "--mode", "flat"]).unwrap().config;
+        assert_eq!(config.unwrap().plugin_name, "k8s-ovs-subnet");
+        assert!(parse(&["--network", "172.11.0.0/16"]).is_err());
+    }
+
+    #[test]
+    fn a_bad_value_names_itself() {
+        for (args, named) in [
+            (&["--lease-ttl", "1"][..], "lease-ttl"),
+            (&["--lease-ttl", "61"], "lease-ttl"),
+            (&["--global-namespaces", "a,B"], "\"B\""),
+            (&["--etcd-prefix", "x"], "etcd-prefix"),
+            (&["--identity", "a b"], "identity"),
+            (&["--cluster-name", "a", "--network", "172.11.5.0/16"], "172.11.5.0/16"),
+        ] {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(named), "{args:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The leader at work: one watch in, one fenced transaction at a time out.
+//!
+//! Promises: it writes nothing after it learned that its leadership is over, and what was in flight then is refused by
+//! etcd; a transaction that met a newer state is planned again on it; etcd's outages are waited out.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bulkhead_core::Keys;
+use bulkhead_store::{Conflict, Fence, Leadership, Loss, Outcome, Store, StoreError, Update, Watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, error, info, warn};
+
+use crate::plan::{self, Note, Policy, Step};
+use crate::state::State;
+
+/// How often everything is looked at again without a change.
+const RESYNC: Duration = Duration::from_secs(30);
+/// How long a change that a conflict told of may take to come by the watch.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// The shortest and longest wait after a write that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What the controller did since it started.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Transactions that were carried out.
+    pub steps: AtomicU64,
+    /// Transactions that met a newer state.
+    pub conflicts: AtomicU64,
+    /// Records that were answered with an error.
+    pub refusals: AtomicU64,
+    /// Records that differed from the ledger and were restored.
+    pub restored: AtomicU64,
+}
+
+impl Tally {
+    fn count(&self, step: &Step) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        for note in step.notes() {
+            match note {
+                Note::Refused { .. } => self.refusals.fetch_add(1, Ordering::Relaxed),
+                Note::Restored { .. } => self.restored.fetch_add(1, Ordering::Relaxed),
+                _ => 0,
+            };
+        }
+    }
+}
+
+/// Why a leader stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The lease can no longer be relied on.
+    Lost(Loss),
+    /// etcd refused a write for its fence: another leads already.
+    FencedOff,
+    /// The process is shutting down.
+    Closed,
+}
+
+/// What came of one try to move the cluster on.
+enum Progress {
+    /// There is nothing to do.
+    Quiet,
+    /// A transaction was carried out; there may be more.
+    Moved,
+    /// The state is behind: go on once the watch has reached this revision.
+    Behind(i64),
+    /// It is not known whether a write happened: read everything again.
+    Reread,
+    /// Try again after a while.
+    Failed,
+    /// Another leads.
+    FencedOff,
+}
+
+/// Leads until it is over. The leadership stays the caller's, to resign.
+pub async fn lead(
+    store: &Store,
+    prefix: &str,
+    keys: &Keys,
+    policy: &Policy,
+    leadership: &Leadership,
+    tally: &Tally,
+) -> Ended {
+    let leader = Leader {
+        store,
+        prefix: format!("{prefix}/"),
+        fence: leadership.fence(),
+        policy,
+        tally,
+        watch: store.watch(&format!("{prefix}/")),
+        state: State::new(keys.clone()),
+        listed: false,
+        complained: HashMap::new(),
+    };
+    let lost: Pin<Box<dyn Future<Output = Loss> + Send>> = Box::pin(leadership.lost());
+    // Dropping the leader's future drops the write in flight with it; etcd refuses it if another leads by then.
+    tokio::select! {
+        biased;
+        loss = lost => Ended::Lost(loss),
+        ended = leader.work() => ended,
+    }
+}
+
+struct Leader<'a> {
+    store: &'a Store,
+    prefix: String,
+    fence: Fence,
+    policy: &'a Policy,
+    tally: &'a Tally,
+    watch: Watch,
+    state: State,
+    /// Whether the state is a whole one, kept up to date.
+    listed: bool,
+    /// What was logged, by key and revision.
+    complained: HashMap<String, i64>,
+}
+
+impl Leader<'_> {
+    async fn work(mut self) -> Ended {
+        let mut resync = tokio::time::interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = RETRY.0;
+        loop {
+            tokio::select! {
+                update = self.watch.next() => match update {
+                    Some(update) => self.take(update),
+                    None => return Ended::Closed,
+                },
+                _ = resync.tick() => {}
+            }
+            self.drain().await;
+            while self.listed {
+                self.complain();
+                match self.progress().await {
+                    Progress::Quiet => break,
+                    Progress::Moved => {
+                        retry = RETRY.0;
+                        self.drain().await;
+                    }
+                    Progress::Behind(revision) => self.catch_up(revision).await,
+                    Progress::Reread => self.reread(),
+                    Progress::Failed => {
+                        tokio::time::sleep(retry).await;
+                        retry = (retry * 2).min(RETRY.1);
+                        self.drain().await;
+                    }
+                    Progress::FencedOff => return Ended::FencedOff,
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Snapshot(snapshot) => {
+                debug!(revision = snapshot.revision, keys = snapshot.entries.len(), "listed");
+                self.state.replace(&snapshot);
+                self.listed = true;
+            }
+            Update::Changes(changes) => self.state.apply(&changes),
+            Update::Unreachable { error, .. } => {
+                warn!(error = error.chain(), "etcd cannot be read, nothing is changed until it can");
+                self.listed = false;
+            }
+        }
+    }
+
+    /// Takes what has come already, so that one plan sees all of it.
+    async fn drain(&mut self) {
+        while let Ok(Some(update)) = tokio::time::timeout(Duration::ZERO, self.watch.next()).await {
+            self.take(update);
+        }
+    }
+
+    async fn progress(&mut self) -> Progress {
+        let Some(step) = plan::next(&self.state, self.policy) else { return Progress::Quiet };
+        match self.store.commit(step.txn(&self.fence)).await {
+            Ok(Outcome::Done { revision }) => {
+                self.state.committed(step.writes(), revision);
+                self.tally.count(&step);
+                step.notes().iter().for_each(Note::log);
+                Progress::Moved
+            }
+            Ok(Outcome::Conflict(conflict)) if conflict.fenced_off() => Progress::FencedOff,
+            Ok(Outcome::Conflict(conflict)) => {
+                self.tally.conflicts.fetch_add(1, Ordering::Relaxed);
+                Progress::Behind(newest(&conflict))
+            }
+            Err(StoreError::OutcomeUnknown { .. }) => {
+                info!("the outcome of a write is unknown, reading everything again");
+                Progress::Reread
+            }
+            Err(error) if error.is_transient() => {
+                warn!(error = error.chain(), "a write failed, trying again");
+                Progress::Failed
+            }
+            Err(error) => {
+                error!(error = error.chain(), "a write failed and will fail again until this is mended");
+                Progress::Failed
+            }
+        }
+    }
+
+    /// Waits for the change that a conflict told of. A deletion has no revision that could be waited for: any news will do.
+    async fn catch_up(&mut self, revision: i64) {
+        let deadline = Instant::now() + CATCH_UP;
+        let before = self.state.revision();
+        while self.listed && (self.state.revision() < revision || self.state.revision() == before) {
+            match tokio::time::timeout_at(deadline, self.watch.next()).await {
+                Ok(Some(update)) => self.take(update),
+                Ok(None) => return,
+                Err(_) => {
+                    // The state may differ from etcd in a way that no watch will mend.
+                    self.reread();
+                    return;
+                }
+            }
+        }
+        self.drain().await;
+    }
+
+    /// Begins anew with a list.
+    fn reread(&mut self) {
+        self.watch = self.store.watch(&self.prefix);
+        self.listed = false;
+    }
+
+    /// Logs what no record can answer, once per revision.
+    fn complain(&mut self) {
+        let complaints = plan::complaints(&self.state);
+        self.complained.retain(|key, revision| complaints.iter().any(|c| c.key == *key && c.revision == *revision));
+        for complaint in complaints {
+            if self.complained.insert(complaint.key.clone(), complaint.revision).is_none() {
+                warn!(key = complaint.key, "{}", complaint.text);
+            }
+        }
+    }
+}
+
+/// The newest revision among the keys that made a transaction fail.
+fn newest(conflict: &Conflict) -> i64 {
+    conflict
+        .failed
+        .iter()
+        .filter_map(|failed| failed.current.as_ref())
+        .map(|entry| entry.mod_revision)
+        .max()
+        .unwrap_or(0)
+}

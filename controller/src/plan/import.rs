@@ -1,0 +1,56 @@
+//! The first look at a cluster: K8S-OVS records that have no ledger.
+//!
+//! The numbers' key is absent until the import is done; it is written by the last of its transactions. So a leader that
+//! takes over in the middle goes on with it, and nothing else is planned before.
+
+use std::collections::BTreeMap;
+
+use bulkhead_core::ledger::to_json;
+use bulkhead_core::{Namespace, NetId, Numbers};
+
+use super::Policy;
+use super::note::Note;
+use super::step::Step;
+use crate::source;
+use crate::state::State;
+
+/// The next transaction of the import; none while the ledger cannot be read.
+pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
+    if state.ledger.len() != state.tenants.len() {
+        return None;
+    }
+    let asked: BTreeMap<Namespace, Option<i64>> = state
+        .records
+        .iter()
+        .filter(|(namespace, _)| !state.ledger.contains_key(*namespace))
+        // What cannot be read is answered when the import is done.
+        .filter_map(|(namespace, held)| {
+            let wish = source::wish(namespace, &held.value, policy).ok()?;
+            Some((namespace.clone(), wish.net_id.map(NetId::get).map(i64::from)))
+        })
+        .collect();
+    let mut tenants = state.tenants.clone();
+    let mut numbers = Numbers::default();
+    tenants.resume_import(&asked, &mut numbers);
+
+    let keys = state.keys();
+    let mut step = Step::default();
+    for namespace in asked.keys() {
+        let Some(tenant) = tenants.get(namespace) else { continue };
+        let mut item = Step::default();
+        item.expect(keys.netnamespace(namespace), state.records.get(namespace).map_or(0, |held| held.revision));
+        item.expect(keys.ledger_namespace(namespace), 0);
+        item.expect(keys.numbers(), 0);
+        item.put(keys.ledger_namespace(namespace), to_json(tenant));
+        item.note(Note::Born(namespace.clone(), tenant.clone()));
+        if !step.absorb(&item) {
+            return Some(step);
+        }
+    }
+    let mut end = Step::default();
+    end.expect(keys.numbers(), 0);
+    end.put(keys.numbers(), to_json(&numbers));
+    end.note(Note::ImportDone(tenants.len()));
+    step.absorb(&end);
+    Some(step)
+}

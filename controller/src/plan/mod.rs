@@ -1,0 +1,63 @@
+//! What the leader does next: pure functions from the state to one transaction.
+//!
+//! Level-triggered: nothing is remembered between two calls, and a state that needs nothing gives nothing. Each step is
+//! planned on the state alone; the caller commits it, applies it to the state and asks again.
+
+mod cluster;
+mod complaint;
+mod import;
+mod lifecycle;
+mod mirror;
+mod moves;
+mod nodes;
+mod note;
+mod numbers;
+mod step;
+
+#[cfg(test)]
+mod node_tests;
+#[cfg(test)]
+mod races;
+#[cfg(test)]
+mod scenes;
+#[cfg(test)]
+mod tenant_tests;
+
+use std::collections::BTreeSet;
+
+use bulkhead_core::Namespace;
+
+pub use complaint::{Complaint, complaints};
+pub use mirror::NOTICE;
+pub use moves::MOVES_PER_TRANSACTION;
+pub use note::Note;
+pub use step::{MAX_BYTES, MAX_COMPARES, MAX_WRITES, Step};
+
+use crate::state::State;
+
+/// What an administrator decided once for all namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Namespaces that are global at birth unless their record names a `NetID`.
+    pub global_at_birth: BTreeSet<Namespace>,
+}
+
+/// The next transaction; none if everything is as it should be, or nothing can be done.
+pub fn next(state: &State, policy: &Policy) -> Option<Step> {
+    if let Some(step) = cluster::step(state) {
+        return Some(step);
+    }
+    // Without a readable ledger entry of the cluster nothing else can be right.
+    let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
+    if state.numbers.is_none() {
+        return import::step(state, policy);
+    }
+    lifecycle::deaths(state)
+        .or_else(|| lifecycle::births(state, policy))
+        .or_else(|| nodes::releases(state))
+        .or_else(|| nodes::admissions(state, &cluster.networks))
+        .or_else(|| moves::step(state))
+        .or_else(|| mirror::namespaces(state))
+        .or_else(|| mirror::nodes(state))
+        .or_else(|| nodes::forgotten(state, &cluster.networks))
+}

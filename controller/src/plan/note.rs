@@ -1,0 +1,127 @@
+//! What is said of a step once it is carried out.
+//!
+//! Changes are logged at info, refusals at warn, always with the numbers that they are about.
+
+use std::net::IpAddr;
+
+use bulkhead_core::ledger::ClusterEntry;
+use bulkhead_core::network::NodeSubnets;
+use bulkhead_core::{Namespace, NetId, NodeName, Tenant, Vni};
+use tracing::{info, warn};
+
+/// One thing that a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Note {
+    /// The cluster's ledger entry was written.
+    Cluster(ClusterEntry),
+    /// The import of records without a ledger is done.
+    ImportDone(usize),
+    /// A namespace has its numbers.
+    Born(Namespace, Tenant),
+    /// A namespace is gone and its numbers are released.
+    Died(Namespace, Tenant),
+    /// An action was carried out.
+    Moved {
+        /// Whose.
+        namespace: Namespace,
+        /// Its name on the wire.
+        vni: Vni,
+        /// The network it was in.
+        from: NetId,
+        /// The network it is in now; may be the same.
+        to: NetId,
+        /// `join`, `isolate` or `global`.
+        action: &'static str,
+    },
+    /// Namespaces that one write asked to move did not fit one transaction.
+    Split {
+        /// How many wait for the next.
+        left: usize,
+    },
+    /// A record was answered with an error.
+    Refused {
+        /// `namespace` or `node`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A record that differed from the ledger was written anew.
+    Restored {
+        /// `namespace` or `node`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A node has its subnet.
+    Admitted {
+        /// Its name.
+        host: NodeName,
+        /// Its address.
+        address: IpAddr,
+        /// Its subnets.
+        subnets: NodeSubnets,
+        /// Whether its record named them.
+        adopted: bool,
+    },
+    /// A node is gone and its subnet waits to be used again.
+    Released {
+        /// Its name.
+        host: NodeName,
+        /// Its address.
+        address: IpAddr,
+        /// Its subnets.
+        subnets: NodeSubnets,
+    },
+}
+
+fn list(subnets: NodeSubnets) -> String {
+    subnets.iter().map(|subnet| subnet.to_string()).collect::<Vec<_>>().join(",")
+}
+
+impl Note {
+    /// Logs it.
+    pub fn log(&self) {
+        match self {
+            Self::Cluster(entry) => {
+                let networks: Vec<_> = entry.networks.pools().map(|pool| pool.network().to_string()).collect();
+                let services: Vec<_> = entry.networks.services().iter().map(ToString::to_string).collect();
+                info!(
+                    epoch = entry.epoch,
+                    network = networks.join(","),
+                    host_subnet_length = entry.networks.v4().host_bits(),
+                    service_network = services.join(","),
+                    mode = entry.mode.plugin_name(),
+                    "the cluster's config is in force"
+                );
+            }
+            Self::ImportDone(count) => info!(namespaces = count, "the records are in the ledger"),
+            Self::Born(namespace, tenant) => {
+                info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace has its numbers");
+            }
+            Self::Died(namespace, tenant) => {
+                info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace is gone, its numbers are released");
+            }
+            Self::Moved { namespace, vni, from, to, action } if from == to => {
+                info!(%namespace, %vni, net_id = %to, action, "action carried out, nothing to change");
+            }
+            Self::Moved { namespace, vni, from, to, action } => {
+                info!(%namespace, %vni, net_id = %to, was = %from, action, "action carried out");
+            }
+            Self::Split { left } => {
+                warn!(left, "one write asks more namespaces to move than one transaction takes, they move in several");
+            }
+            Self::Refused { what, name, reason } => warn!(what, name, reason, "refused"),
+            Self::Restored { what, name } => {
+                warn!(what, name, "the record differed from the ledger and was restored: use an action to change it");
+            }
+            Self::Admitted { host, address, subnets, adopted } => {
+                info!(node = %host, %address, subnets = list(*subnets), adopted, "node has its subnet");
+            }
+            Self::Released { host, address, subnets } => {
+                info!(node = %host, %address, subnets = list(*subnets), "node is gone, its subnet is released");
+            }
+        }
+    }
+}

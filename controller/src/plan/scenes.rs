@@ -1,0 +1,149 @@
+//! A cluster in the in-memory store, for tests of the plan: people write, the leader settles, everything is checked.
+
+use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
+use bulkhead_core::{Action, ClusterName, Keys, Namespace, keys};
+use bulkhead_store::{Outcome, Store, Txn};
+
+use super::{Policy, Step, next};
+use crate::state::State;
+
+/// More steps than any scene needs: beyond it the plan runs in circles.
+const MOST_STEPS: usize = 3000;
+
+pub(super) fn ns(name: &str) -> Namespace {
+    Namespace::new(name).unwrap()
+}
+
+pub(super) struct Scene {
+    pub(super) store: Store,
+    pub(super) keys: Keys,
+    pub(super) policy: Policy,
+    pub(super) state: State,
+}
+
+impl Scene {
+    /// A cluster with nothing but the example config.
+    pub(super) async fn empty() -> Self {
+        Self::with_config(ConfigRecord::EXAMPLE).await
+    }
+
+    pub(super) async fn with_config(config: &str) -> Self {
+        let store = Store::in_memory();
+        let keys = Keys::new(keys::DEFAULT_PREFIX, &ClusterName::new("k8ssdn").unwrap()).unwrap();
+        let policy = Policy { global_at_birth: [ns("kube-system")].into() };
+        let state = State::new(keys.clone());
+        let mut scene = Self { store, keys, policy, state };
+        scene.write(&scene.keys.config(), config).await;
+        scene
+    }
+
+    /// A settled cluster of these namespaces, the first with VNI 10.
+    pub(super) async fn of(names: &[&str]) -> Self {
+        let mut scene = Self::empty().await;
+        scene.settle().await;
+        for name in names {
+            scene.record(name, &format!(r#"{{"NetName":"{name}"}}"#)).await;
+            scene.settle().await;
+        }
+        scene
+    }
+
+    pub(super) async fn commit(&mut self, txn: Txn) {
+        let outcome = self.store.commit(txn).await.unwrap();
+        assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+        self.look().await;
+    }
+
+    pub(super) async fn write(&mut self, key: &str, value: &str) {
+        self.commit(Txn::new().put(key, value)).await;
+    }
+
+    pub(super) async fn delete(&mut self, key: &str) {
+        self.commit(Txn::new().delete(key)).await;
+    }
+
+    pub(super) async fn record(&mut self, name: &str, json: &str) {
+        self.write(&self.keys.netnamespace(&ns(name)), json).await;
+    }
+
+    pub(super) async fn subnet(&mut self, segment: &str, json: &str) {
+        self.write(&format!("{}{segment}", self.keys.subnets()), json).await;
+    }
+
+    /// A machine asks for a subnet under this address.
+    pub(super) async fn asks(&mut self, host: &str, address: &str) {
+        let record = SubnetRecord::asking(host, address.parse().unwrap());
+        self.subnet(address, std::str::from_utf8(&record.to_json()).unwrap()).await;
+    }
+
+    /// Writes actions into existing records by one transaction.
+    pub(super) async fn act(&mut self, actions: &[(&str, &Action)]) {
+        let mut txn = Txn::new();
+        for (name, action) in actions {
+            let (verb, target) = action.fields();
+            let record =
+                NetNamespaceRecord { action: verb.to_owned(), namespace: target.to_owned(), ..self.read(name).await };
+            txn = txn.put(self.keys.netnamespace(&ns(name)), record.to_json());
+        }
+        self.commit(txn).await;
+    }
+
+    /// Lets the state see what the store holds, as a watch would bring it.
+    pub(super) async fn look(&mut self) {
+        let snapshot = self.store.list(keys::DEFAULT_PREFIX).await.unwrap();
+        self.state.replace(&snapshot);
+    }
+
+    /// The next step on the state as it is.
+    pub(super) fn next(&self) -> Option<Step> {
+        next(&self.state, &self.policy)
+    }
+
+    pub(super) async fn carry_out(&mut self, step: &Step) -> bool {
+        match self.store.commit(step.txn_unfenced()).await.unwrap() {
+            Outcome::Done { revision } => {
+                self.state.committed(step.writes(), revision);
+                true
+            }
+            Outcome::Conflict(_) => false,
+        }
+    }
+
+    /// Lets the leader work until nothing is left to do; gives how many transactions it took.
+    pub(super) async fn settle(&mut self) -> usize {
+        for steps in 0..MOST_STEPS {
+            let Some(step) = self.next() else {
+                // What the leader believes after its own writes is what the store holds.
+                let believed = self.state.clone();
+                self.look().await;
+                assert_eq!(believed.tenants(), self.state.tenants());
+                assert_eq!((&believed.records, &believed.ledger), (&self.state.records, &self.state.ledger));
+                assert_eq!((&believed.subnets, &believed.nodes), (&self.state.subnets, &self.state.nodes));
+                assert_eq!((&believed.numbers, &believed.released), (&self.state.numbers, &self.state.released));
+                assert_eq!(self.next(), None);
+                return steps;
+            };
+            assert_eq!(step.txn_unfenced().check(), Ok(()));
+            assert!(self.carry_out(&step).await, "conflict without a rival: {step:?}");
+        }
+        panic!("the plan runs in circles: {:?}", self.next());
+    }
+
+    pub(super) async fn text(&self, key: &str) -> String {
+        let entry = self.store.get(key).await.unwrap();
+        entry.map_or_else(String::new, |entry| String::from_utf8(entry.value).unwrap())
+    }
+
+    pub(super) async fn read(&self, name: &str) -> NetNamespaceRecord {
+        NetNamespaceRecord::parse(self.text(&self.keys.netnamespace(&ns(name))).await.as_bytes()).unwrap()
+    }
+
+    pub(super) async fn read_subnet(&self, address: &str) -> SubnetRecord {
+        SubnetRecord::parse(self.text(&self.keys.subnet(address.parse().unwrap())).await.as_bytes()).unwrap()
+    }
+
+    /// VNI and `NetID` by the ledger.
+    pub(super) fn numbers(&self, name: &str) -> Option<(u32, u32)> {
+        self.state.tenants().get(&ns(name)).map(|tenant| (tenant.vni.get(), tenant.net_id.get()))
+    }
+}

@@ -1,0 +1,293 @@
+//! The cluster as the leader sees it: every mailbox record and ledger entry, parsed, with its revisions.
+//!
+//! Assumes that updates come in the order of a [`Watch`](bulkhead_store::Watch). Promises that what it holds of a key
+//! is never older than what it was told before, except after a snapshot, which replaces everything. Does no I/O.
+
+mod mail;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use bulkhead_core::ledger::{ClusterEntry, LedgerKey, NodeEntry, ReleasedEntry};
+use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
+use bulkhead_core::{ClusterConfig, Keys, Namespace, Numbers, Tenant, Tenants};
+use bulkhead_store::{Change, Changes, Entry, Snapshot};
+use ipnetwork::IpNetwork;
+
+pub use mail::{Broken, Mail};
+
+/// A parsed value with the revisions of its key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held<T> {
+    /// The value.
+    pub value: T,
+    /// Revision at which the key was created.
+    pub created: i64,
+    /// Revision of the last write: what a transaction compares.
+    pub revision: i64,
+}
+
+/// A value that only we write, or why it cannot be read.
+pub type Readable<T> = Result<T, String>;
+
+/// A key below the prefix that nothing can be done with, and what a person should know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Revision of the last write.
+    pub revision: i64,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// What a key is.
+enum Place {
+    Config,
+    Subnet(String),
+    NetNamespace(Namespace),
+    BadNetNamespace(String),
+    Cluster,
+    Tenant(Namespace),
+    Node(IpAddr),
+    Numbers,
+    Released(String),
+    Elsewhere,
+}
+
+/// Everything below the prefix that belongs to one cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    keys: Keys,
+    revision: i64,
+    pub(crate) config: Option<Held<Readable<ClusterConfig>>>,
+    pub(crate) records: BTreeMap<Namespace, Held<Mail<NetNamespaceRecord>>>,
+    /// By the last segment of the key, which should be an address.
+    pub(crate) subnets: BTreeMap<String, Held<Mail<SubnetRecord>>>,
+    pub(crate) cluster: Option<Held<Readable<ClusterEntry>>>,
+    pub(crate) ledger: BTreeMap<Namespace, Held<Readable<Tenant>>>,
+    /// The readable part of `ledger`, indexed.
+    pub(crate) tenants: Tenants,
+    pub(crate) nodes: BTreeMap<IpAddr, Held<Readable<NodeEntry>>>,
+    pub(crate) numbers: Option<Held<Readable<Numbers>>>,
+    /// By the last segment of the key; none if it is no subnet with a turn.
+    pub(crate) released: BTreeMap<String, Held<Option<(IpNetwork, u64)>>>,
+    pub(crate) strangers: BTreeMap<String, Stranger>,
+    /// Namespaces whose record was deleted, even if there is a new one already.
+    pub(crate) departed: BTreeSet<Namespace>,
+}
+
+impl State {
+    /// An empty cluster.
+    pub fn new(keys: Keys) -> Self {
+        Self {
+            keys,
+            revision: 0,
+            config: None,
+            records: BTreeMap::new(),
+            subnets: BTreeMap::new(),
+            cluster: None,
+            ledger: BTreeMap::new(),
+            tenants: Tenants::default(),
+            nodes: BTreeMap::new(),
+            numbers: None,
+            released: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            departed: BTreeSet::new(),
+        }
+    }
+
+    /// The cluster's keys.
+    pub const fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The revision that the watch has brought it to.
+    pub const fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The namespaces with their numbers, as the ledger has them.
+    pub const fn tenants(&self) -> &Tenants {
+        &self.tenants
+    }
+
+    /// Replaces everything.
+    pub fn replace(&mut self, snapshot: &Snapshot) {
+        let mut fresh = Self::new(self.keys.clone());
+        for entry in &snapshot.entries {
+            fresh.put(entry);
+        }
+        fresh.revision = snapshot.revision;
+        // Histories of two clusters, or of one before and after a restore, cannot be compared.
+        if snapshot.discontinuity.is_none() {
+            let replaced = self
+                .records
+                .iter()
+                .filter(|(namespace, old)| fresh.records.get(*namespace).is_none_or(|new| new.created > old.created));
+            let departed = replaced.map(|(namespace, _)| namespace).chain(&self.departed);
+            fresh.departed = departed.filter(|namespace| fresh.ledger.contains_key(*namespace)).cloned().collect();
+        }
+        *self = fresh;
+    }
+
+    /// Applies one revision.
+    pub fn apply(&mut self, changes: &Changes) {
+        for change in &changes.changes {
+            match change {
+                Change::Put(entry) => self.put(entry),
+                Change::Delete { key } => self.delete(key, changes.revision),
+            }
+        }
+        self.revision = self.revision.max(changes.revision);
+    }
+
+    /// Applies our own transaction, before the watch brings it.
+    pub fn committed(&mut self, writes: &BTreeMap<String, Option<Vec<u8>>>, revision: i64) {
+        for (key, value) in writes {
+            match value {
+                None => self.delete(key, revision),
+                Some(value) => {
+                    let create_revision = self.created(key).unwrap_or(revision);
+                    self.put(&Entry {
+                        key: key.clone(),
+                        value: value.clone(),
+                        create_revision,
+                        mod_revision: revision,
+                    });
+                }
+            }
+        }
+    }
+
+    fn place(&self, key: &str) -> Place {
+        if key == self.keys.config() {
+            return Place::Config;
+        }
+        let Some(relative) = key.strip_prefix(&self.keys.root()) else { return Place::Elsewhere };
+        if let Some(name) = relative.strip_prefix("netnamespaces/") {
+            return Namespace::new(name).map_or_else(|e| Place::BadNetNamespace(e.to_string()), Place::NetNamespace);
+        }
+        if let Some(segment) = relative.strip_prefix("subnets/") {
+            return Place::Subnet(segment.to_owned());
+        }
+        match relative.strip_prefix("bulkhead/") {
+            Some("numbers") => Place::Numbers,
+            Some(own) => {
+                match (own.strip_prefix("released/"), own.strip_prefix("ledger/").and_then(LedgerKey::parse)) {
+                    (Some(segment), _) => Place::Released(segment.to_owned()),
+                    (_, Some(LedgerKey::Cluster)) => Place::Cluster,
+                    (_, Some(LedgerKey::Namespace(namespace))) => Place::Tenant(namespace),
+                    (_, Some(LedgerKey::Node(address))) => Place::Node(address),
+                    _ => Place::Elsewhere,
+                }
+            }
+            None => Place::Elsewhere,
+        }
+    }
+
+    /// The create and mod revisions that are held of a key.
+    fn held(&self, key: &str) -> Option<(i64, i64)> {
+        fn of<T>(held: &Held<T>) -> (i64, i64) {
+            (held.created, held.revision)
+        }
+        match self.place(key) {
+            Place::Config => self.config.as_ref().map(of),
+            Place::Subnet(segment) => self.subnets.get(&segment).map(of),
+            Place::NetNamespace(namespace) => self.records.get(&namespace).map(of),
+            Place::Cluster => self.cluster.as_ref().map(of),
+            Place::Tenant(namespace) => self.ledger.get(&namespace).map(of),
+            Place::Node(address) => self.nodes.get(&address).map(of),
+            Place::Numbers => self.numbers.as_ref().map(of),
+            Place::Released(segment) => self.released.get(&segment).map(of),
+            Place::BadNetNamespace(_) | Place::Elsewhere => None,
+        }
+    }
+
+    fn created(&self, key: &str) -> Option<i64> {
+        self.held(key).map(|(created, _)| created)
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        // Our own transactions are applied before the watch tells of what came before them.
+        if self.held(&entry.key).is_some_and(|(_, revision)| revision >= entry.mod_revision) {
+            return;
+        }
+        match self.place(&entry.key) {
+            Place::Config => self.config = Some(hold(entry, read_config(&entry.value))),
+            Place::Subnet(segment) => drop(self.subnets.insert(segment, hold(entry, Mail::read(&entry.value)))),
+            Place::NetNamespace(namespace) => {
+                let new = hold(entry, Mail::read(&entry.value));
+                let old = self.records.insert(namespace.clone(), new);
+                if old.is_some_and(|old| old.created != entry.create_revision) && self.ledger.contains_key(&namespace) {
+                    self.departed.insert(namespace);
+                }
+            }
+            Place::BadNetNamespace(problem) => {
+                let stranger = Stranger { revision: entry.mod_revision, problem };
+                self.strangers.insert(entry.key.clone(), stranger);
+            }
+            Place::Cluster => self.cluster = Some(hold(entry, read(&entry.value))),
+            Place::Tenant(namespace) => {
+                let tenant: Readable<Tenant> = read(&entry.value);
+                match &tenant {
+                    Ok(tenant) => self.tenants.insert(namespace.clone(), tenant.clone()),
+                    Err(_) => drop(self.tenants.remove(&namespace)),
+                }
+                self.ledger.insert(namespace, hold(entry, tenant));
+            }
+            Place::Node(address) => drop(self.nodes.insert(address, hold(entry, read(&entry.value)))),
+            Place::Numbers => self.numbers = Some(hold(entry, read(&entry.value))),
+            Place::Released(segment) => {
+                let released = read_released(&segment, &entry.value);
+                self.released.insert(segment, hold(entry, released));
+            }
+            Place::Elsewhere => {}
+        }
+    }
+
+    fn delete(&mut self, key: &str, revision: i64) {
+        if self.held(key).is_some_and(|(_, held)| held > revision) {
+            return;
+        }
+        match self.place(key) {
+            Place::Config => self.config = None,
+            Place::Subnet(segment) => drop(self.subnets.remove(&segment)),
+            Place::NetNamespace(namespace) => {
+                self.records.remove(&namespace);
+                if self.ledger.contains_key(&namespace) {
+                    self.departed.insert(namespace);
+                }
+            }
+            Place::BadNetNamespace(_) => drop(self.strangers.remove(key)),
+            Place::Cluster => self.cluster = None,
+            Place::Tenant(namespace) => {
+                self.tenants.remove(&namespace);
+                self.ledger.remove(&namespace);
+                self.departed.remove(&namespace);
+            }
+            Place::Node(address) => drop(self.nodes.remove(&address)),
+            Place::Numbers => self.numbers = None,
+            Place::Released(segment) => drop(self.released.remove(&segment)),
+            Place::Elsewhere => {}
+        }
+    }
+}
+
+fn hold<T>(entry: &Entry, value: T) -> Held<T> {
+    Held { value, created: entry.create_revision, revision: entry.mod_revision }
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: &[u8]) -> Readable<T> {
+    bulkhead_core::ledger::parse(value).map_err(|error| error.to_string())
+}
+
+fn read_config(value: &[u8]) -> Readable<ClusterConfig> {
+    let record = ConfigRecord::parse(value).map_err(|error| error.to_string())?;
+    ClusterConfig::try_from(&record).map_err(|error| error.to_string())
+}
+
+fn read_released(segment: &str, value: &[u8]) -> Option<(IpNetwork, u64)> {
+    let (address, prefix) = segment.rsplit_once('-')?;
+    let subnet = IpNetwork::new(address.parse().ok()?, prefix.parse().ok()?).ok()?;
+    let entry: ReleasedEntry = bulkhead_core::ledger::parse(value).ok()?;
+    Some((subnet, entry.turn))
+}
