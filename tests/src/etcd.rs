@@ -1,0 +1,171 @@
+//! Real etcd members in the lab's infra namespace, one address each.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::error::LabError;
+use crate::netns::Netns;
+use crate::process::Process;
+use crate::wait;
+
+const CLIENT_PORT: u16 = 2379;
+const PEER_PORT: u16 = 2380;
+const START: Duration = Duration::from_secs(10);
+
+/// One, three or five members that form a cluster.
+#[derive(Debug)]
+pub struct Etcd {
+    netns: Arc<Netns>,
+    addresses: Vec<Ipv4Addr>,
+    members: Vec<Option<Process>>,
+    dir: PathBuf,
+}
+
+impl Etcd {
+    /// Starts a member at each address and waits until they take writes.
+    pub fn start(netns: Arc<Netns>, addresses: Vec<Ipv4Addr>, dir: &Path) -> Result<Self, LabError> {
+        let members = addresses.iter().map(|_| None).collect();
+        let mut etcd = Self { netns, addresses, members, dir: dir.to_owned() };
+        etcd.start_all()?;
+        Ok(etcd)
+    }
+
+    /// For `--etcd-endpoints`.
+    pub fn endpoints(&self) -> String {
+        let urls: Vec<String> =
+            self.addresses.iter().map(|address| format!("http://{address}:{CLIENT_PORT}")).collect();
+        urls.join(",")
+    }
+
+    /// Starts the members that do not run, their data as it was.
+    pub fn start_all(&mut self) -> Result<(), LabError> {
+        for index in 0..self.addresses.len() {
+            self.start_member(index)?;
+        }
+        for index in 0..self.addresses.len() {
+            self.await_healthy(index)?;
+        }
+        Ok(())
+    }
+
+    /// Starts one member without waiting for it.
+    pub fn start_member(&mut self, index: usize) -> Result<(), LabError> {
+        if self.members[index].is_some() {
+            return Ok(());
+        }
+        let name = format!("etcd{index}");
+        let at = |address: Ipv4Addr, port: u16| format!("http://{address}:{port}");
+        let address = self.addresses[index];
+        let cluster: Vec<String> = self
+            .addresses
+            .iter()
+            .enumerate()
+            .map(|(other, address)| format!("etcd{other}={}", at(*address, PEER_PORT)))
+            .collect();
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &name, "--unsafe-no-fsync", "--logger", "zap", "--log-level", "warn"])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .arg("--data-dir")
+            .arg(self.dir.join(&name))
+            .args(["--listen-client-urls", &at(address, CLIENT_PORT)])
+            .args(["--advertise-client-urls", &at(address, CLIENT_PORT)])
+            .args(["--listen-peer-urls", &at(address, PEER_PORT)])
+            .args(["--initial-advertise-peer-urls", &at(address, PEER_PORT)])
+            .args(["--initial-cluster", &cluster.join(",")]);
+        let log = self.dir.join(format!("{name}.log"));
+        self.members[index] = Some(Process::start(&self.netns, &name, command, &log)?);
+        Ok(())
+    }
+
+    fn await_healthy(&mut self, index: usize) -> Result<(), LabError> {
+        let address = SocketAddr::from((self.addresses[index], CLIENT_PORT));
+        if let Some(member) = &mut self.members[index] {
+            wait::until(&format!("etcd at {address} taking writes"), START, || {
+                if let Err(died) = member.check() {
+                    return Some(Err(died));
+                }
+                self.netns.aside(move || is_healthy(address)).is_ok_and(|healthy| healthy).then_some(Ok(()))
+            })??;
+        }
+        Ok(())
+    }
+
+    /// Stops every member; their data stays.
+    pub fn stop_all(&mut self) -> Result<(), LabError> {
+        (0..self.members.len()).try_for_each(|index| self.stop_member(index))
+    }
+
+    /// Kills one member.
+    pub fn stop_member(&mut self, index: usize) -> Result<(), LabError> {
+        self.members[index].take().map_or(Ok(()), Process::kill)
+    }
+
+    /// A member's process, to freeze it.
+    pub fn member(&self, index: usize) -> Option<&Process> {
+        self.members.get(index)?.as_ref()
+    }
+
+    /// Runs `etcdctl`.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String, LabError> {
+        self.ctl_with_input(arguments, &[])
+    }
+
+    fn ctl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<String, LabError> {
+        let endpoints = format!("--endpoints={}", self.endpoints());
+        let all = [&["ETCDCTL_API=3", "etcdctl", &endpoints], arguments].concat();
+        self.netns.exec("env", &all, input)
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Result<Option<String>, LabError> {
+        let text = self.ctl(&["get", key, "--print-value-only"])?;
+        let text = text.trim_end_matches('\n');
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    /// The value of a key as JSON; null if there is none.
+    pub fn get_json(&self, key: &str) -> Result<Value, LabError> {
+        Ok(self.get(key)?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+
+    /// Keys below a prefix.
+    pub fn keys(&self, prefix: &str) -> Result<Vec<String>, LabError> {
+        let text = self.ctl(&["get", "--prefix", "--keys-only", prefix])?;
+        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Writes a key, as a user of etcdctl does.
+    pub fn put(&self, key: &str, value: &str) -> Result<(), LabError> {
+        self.ctl_with_input(&["put", key], value.as_bytes()).map(drop)
+    }
+
+    /// Writes several keys in one transaction.
+    pub fn put_all(&self, pairs: &[(String, String)]) -> Result<(), LabError> {
+        let quoted: Vec<String> =
+            pairs.iter().map(|(key, value)| format!("put {key} {}", serde_json::json!(value))).collect();
+        self.ctl_with_input(&["txn"], format!("\n{}\n\n\n", quoted.join("\n")).as_bytes()).map(drop)
+    }
+
+    /// Removes a key.
+    pub fn delete(&self, key: &str) -> Result<(), LabError> {
+        self.ctl(&["del", key]).map(drop)
+    }
+}
+
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    ask().is_ok_and(|answer: String| answer.contains(r#""health":"true""#))
+}

@@ -1,0 +1,70 @@
+//! Services as kube-proxy makes them in nftables: DNAT in prerouting and output, mark 0x4000 for what is to be masqueraded, and
+//! its masquerade in postrouting.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::error::LabError;
+use crate::netns::Netns;
+
+/// One service with one endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// `ClusterIP` and port.
+    pub address: SocketAddrV4,
+    /// The pod behind it.
+    pub endpoint: SocketAddrV4,
+    /// Masquerade what goes through it (as for a NodePort, or traffic from outside).
+    pub masquerade: bool,
+}
+
+impl Service {
+    /// A service as most are.
+    pub fn new(address: Ipv4Addr, port: u16, endpoint: Ipv4Addr, endpoint_port: u16) -> Self {
+        let endpoint = SocketAddrV4::new(endpoint, endpoint_port);
+        Self { address: SocketAddrV4::new(address, port), endpoint, masquerade: false }
+    }
+}
+
+/// Replaces the services of a node.
+pub fn install(netns: &Netns, services: &[Service]) -> Result<(), LabError> {
+    let mut rules = String::new();
+    for service in services {
+        let (vip, port) = (service.address.ip(), service.address.port());
+        for proto in ["tcp", "udp"] {
+            let matching = format!("ip daddr {vip} {proto} dport {port}");
+            if service.masquerade {
+                let _ = writeln!(rules, "add rule ip lab_proxy services {matching} meta mark set meta mark or 0x4000");
+            }
+            // Hairpin: a pod behind the service that calls it.
+            let _ = writeln!(
+                rules,
+                "add rule ip lab_proxy services ip saddr {} {matching} meta mark set meta mark or 0x4000",
+                service.endpoint.ip()
+            );
+            let _ = writeln!(rules, "add rule ip lab_proxy services {matching} dnat to {}", service.endpoint);
+        }
+    }
+    netns
+        .nft(&format!(
+            "add table ip lab_proxy\n\
+             delete table ip lab_proxy\n\
+             add table ip lab_proxy\n\
+             add chain ip lab_proxy services\n\
+             add chain ip lab_proxy prerouting {{ type nat hook prerouting priority dstnat; }}\n\
+             add chain ip lab_proxy output {{ type nat hook output priority dstnat; }}\n\
+             add chain ip lab_proxy postrouting {{ type nat hook postrouting priority srcnat; }}\n\
+             {rules}\
+             add rule ip lab_proxy prerouting jump services\n\
+             add rule ip lab_proxy output jump services\n\
+             add rule ip lab_proxy postrouting meta mark and 0x4000 != 0x4000 return\n\
+             add rule ip lab_proxy postrouting meta mark set meta mark xor 0x4000\n\
+             add rule ip lab_proxy postrouting masquerade fully-random\n"
+        ))
+        .map(drop)
+}
+
+/// Removes all services of a node.
+pub fn remove(netns: &Netns) -> Result<(), LabError> {
+    netns.nft("add table ip lab_proxy\ndelete table ip lab_proxy\n").map(drop)
+}
