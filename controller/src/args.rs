@@ -30,7 +30,7 @@ pub struct ControllerArgs {
     /// Form of the log
     #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged, in RUST_LOG syntax, for example info,bulkhead_store=debug
+    /// What is logged: a level, or levels by module as in `info,bulkhead_store=debug`
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
     /// The config to create.

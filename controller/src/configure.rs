@@ -92,7 +92,7 @@ mod tests {
         }
         assert!(store.commit(Txn::new().put("/p/configuration", "{}")).await.unwrap().done().is_some());
         assert!(!waiting.is_finished());
-        assert!(create(&store, "/p", &example()).await.unwrap() == false);
+        assert!(!create(&store, "/p", &example()).await.unwrap());
         assert!(store.commit(Txn::new().put("/p/config", example().to_json())).await.unwrap().done().is_some());
         assert_eq!(waiting.await.unwrap().unwrap().name().as_str(), "k8ssdn");
     }

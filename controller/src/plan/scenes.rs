@@ -2,7 +2,7 @@
 
 use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
 use bulkhead_core::{Action, ClusterName, Keys, Namespace, keys};
-use bulkhead_store::{Outcome, Store, Txn};
+use bulkhead_store::{Change, Changes, Outcome, Store, Txn};
 
 use super::{Policy, Step, next};
 use crate::state::State;
@@ -92,6 +92,24 @@ impl Scene {
     pub(super) async fn look(&mut self) {
         let snapshot = self.store.list(keys::DEFAULT_PREFIX).await.unwrap();
         self.state.replace(&snapshot);
+    }
+
+    /// A second leader of the same cluster, with the state of this one.
+    pub(super) fn rival(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            keys: self.keys.clone(),
+            policy: self.policy.clone(),
+            state: self.state.clone(),
+        }
+    }
+
+    /// Writes a record and lets the state see nothing else of what happened.
+    pub(super) async fn record_alone(&mut self, name: &str, json: &str) {
+        let key = self.keys.netnamespace(&ns(name));
+        let outcome = self.store.commit(Txn::new().put(key.as_str(), json)).await.unwrap();
+        let changes = vec![Change::Put(self.store.get(&key).await.unwrap().unwrap())];
+        self.state.apply(&Changes { revision: outcome.done().unwrap(), changes });
     }
 
     /// The next step on the state as it is.
