@@ -1,0 +1,40 @@
+//! What the agent needs of the kernel beside BPF maps: links, addresses, routes, rules, neighbours, qdiscs, filters, network
+//! namespaces and sysctls.
+//!
+//! Blocking throughout: every call belongs on a thread of its own, never on an async executor. One [`Netlink`] is one socket in one
+//! network namespace; changes are [`Op`]s that go to the kernel in one [`Netlink::batch`], state is read back by dumps. Nothing here
+//! knows pods, tenants or intent, runs a program or leaves a thread in a namespace that is not its own.
+
+mod address;
+mod error;
+mod filter;
+mod interface_name;
+mod link;
+mod mac;
+mod neighbour;
+mod netns;
+mod op;
+mod qdisc;
+mod reply;
+mod route;
+mod socket;
+mod tbf;
+mod veth;
+
+#[cfg(test)]
+mod fixture;
+
+pub use address::Address;
+pub use error::{BatchError, KernelError};
+pub use filter::{BpfFilterSpec, Filter, Hook};
+pub use interface_name::{InterfaceName, InterfaceNameError};
+pub use link::Link;
+pub use mac::{Mac, MacError};
+pub use neighbour::Neighbour;
+pub use netns::{Netns, NetnsError, NetnsId, inside};
+pub use op::Op;
+pub use qdisc::Qdisc;
+pub use route::{MAIN_TABLE, NextHop, Route, RouteKind};
+pub use socket::Netlink;
+pub use tbf::{Tbf, TbfSpec};
+pub use veth::VethSpec;
