@@ -4,14 +4,14 @@
 //! fails by name without them. Promises that members die with this process, even when it is killed, and that their data
 //! goes with the [`Cluster`]. Its calls block, for a few seconds at most: tests may call them from async code.
 
+mod data;
 mod member;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
+use data::DataDirectory;
 use member::Member;
 
 /// How long a cluster may take to answer.
@@ -85,7 +85,7 @@ impl Default for ClusterOptions {
 pub struct Cluster {
     members: Vec<Member>,
     scheme: &'static str,
-    _data: TempDir,
+    _data: DataDirectory,
 }
 
 impl Cluster {
@@ -110,8 +110,7 @@ impl Cluster {
     }
 
     fn try_start(options: &ClusterOptions) -> Result<Self, ProcessError> {
-        let data = TempDir::with_prefix("bulkhead-etcd-")
-            .map_err(|source| ProcessError::System { what: "make a directory for etcd's data", source })?;
+        let data = DataDirectory::new()?;
         let count = options.members.clamp(1, 7);
         let ports = free_ports(3 * count)?;
         let scheme = if options.tls.is_some() { "https" } else { "http" };
