@@ -12,7 +12,7 @@ mod suite;
 use std::time::Duration;
 
 use bulkhead_store::process::Cluster;
-use bulkhead_store::{Settings, Store, StoreError, Timeouts, Txn, Update, Watch};
+use bulkhead_store::{Discontinuity, Settings, Store, StoreError, Timeouts, Txn, Update, Watch};
 use suite::{Fixture, changes, put, snapshot, within};
 
 async fn connect(cluster: &Cluster) -> Store {
@@ -155,4 +155,27 @@ async fn ten_thousand_keys_are_listed_at_one_revision_under_writes_and_compactio
     let whole = changes(&mut watch).await;
     assert_eq!(Some(whole.revision), outcome.done());
     assert_eq!(whole.changes.len(), 100);
+}
+
+#[tokio::test]
+async fn etcd_that_went_back_is_visible() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let store = connect(&cluster).await;
+    put(&store, "/a", "1").await;
+    let mut watch = store.watch("/");
+    let before = snapshot(&mut watch).await;
+    cluster.wipe().unwrap();
+    cluster.restart(0).unwrap();
+    let after = loop {
+        match within(watch.next()).await.unwrap() {
+            Update::Snapshot(snapshot) => break snapshot,
+            Update::Unreachable { .. } => {}
+            Update::Changes(changes) => panic!("{changes:?}"),
+        }
+    };
+    assert_eq!(after.entries, []);
+    let went_back = Discontinuity::RevisionWentBack { seen: before.revision, now: after.revision };
+    assert_eq!(after.discontinuity, Some(went_back));
+    let revision = put(&store, "/b", "1").await;
+    assert_eq!(changes(&mut watch).await.revision, revision);
 }

@@ -22,6 +22,7 @@ pub(super) struct Member {
     arguments: Vec<String>,
     /// For clients, peers and metrics.
     ports: [u16; 3],
+    data: PathBuf,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -39,7 +40,7 @@ impl Member {
             format!("--listen-metrics-urls={}", url("http", ports[2])),
         ];
         arguments.extend_from_slice(shared);
-        Self { arguments, ports, log: data.join(format!("m{at}.log")), child: None }
+        Self { arguments, ports, data: data.join(format!("m{at}")), log: data.join(format!("m{at}.log")), child: None }
     }
 
     pub(super) fn client_port(&self) -> u16 {
@@ -86,6 +87,13 @@ impl Member {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Kills it and removes what it stored.
+    pub(super) fn wipe(&mut self) -> Result<(), ProcessError> {
+        self.kill();
+        std::fs::remove_dir_all(&self.data)
+            .map_err(|source| ProcessError::System { what: "remove a member's data", source })
     }
 
     pub(super) fn has_exited(&mut self) -> bool {

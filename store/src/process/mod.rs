@@ -164,6 +164,12 @@ impl Cluster {
         self.members[at].kill();
     }
 
+    /// Kills every member and removes all data. Started again (with [`Cluster::spawn`] and [`Cluster::wait_ready`], or
+    /// [`Cluster::restart`] for one member), the cluster is empty, at revision 1, under the same cluster id.
+    pub fn wipe(&mut self) -> Result<(), ProcessError> {
+        self.members.iter_mut().try_for_each(Member::wipe)
+    }
+
     /// Starts a killed member again and waits until it serves.
     pub fn restart(&mut self, at: usize) -> Result<(), ProcessError> {
         self.members[at].kill();
