@@ -1,5 +1,6 @@
 //! Why the lab itself failed, as opposed to what it was asked to prove.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// A failure of the lab.
-#[derive(Debug, Error)]
+#[derive(Error)]
 pub enum LabError {
     /// A system call or file operation.
     #[error("{what}: {source}")]
@@ -62,9 +63,19 @@ pub enum LabError {
         /// The answer.
         answer: String,
     },
+    /// What was measured is not what was promised.
+    #[error("{0}")]
+    Broken(String),
     /// A namespace's thread is gone.
     #[error("the thread of network namespace {0} has ended")]
     ThreadGone(String),
+}
+
+impl fmt::Debug for LabError {
+    /// As [`fmt::Display`]: a test that returns this error prints it so.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Names what was tried when a system call fails.
@@ -77,4 +88,9 @@ impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
     fn tried(self, what: impl FnOnce() -> String) -> Result<T, LabError> {
         self.map_err(|source| LabError::Io { what: what(), source: source.into() })
     }
+}
+
+/// Fails with a text unless a promise holds.
+pub fn promised(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), LabError> {
+    if holds { Ok(()) } else { Err(LabError::Broken(otherwise())) }
 }

@@ -316,3 +316,50 @@ fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Progress {
     }
     progress
 }
+
+/// The longest time that TCP may take for one round trip under the lab's load; a lost segment costs 200 ms at least.
+pub const STALL: Duration = Duration::from_millis(190);
+
+/// Flows that must not notice anything.
+#[derive(Debug, Default)]
+pub struct Undisturbed {
+    packets: Vec<PacketFlow>,
+    streams: Vec<TcpFlow>,
+}
+
+impl Undisturbed {
+    /// A 1 ms ping and a TCP conversation for each pair.
+    pub fn start(pairs: &[(&Endpoint, &Endpoint)]) -> Result<Self, LabError> {
+        let mut all = Self::default();
+        for (from, to) in pairs {
+            all.packets.push(PacketFlow::ping(from, to.address())?);
+            all.streams.push(TcpFlow::start(from, to)?);
+        }
+        Ok(all)
+    }
+
+    /// Stops all; an error names each that lost a packet or stalled.
+    pub fn expect(self, during: &str) -> Result<(), LabError> {
+        let mut wrong = Vec::new();
+        for flow in self.packets {
+            let name = flow.name().to_owned();
+            let loss = flow.stop();
+            println!("    {name}: {loss}");
+            if !loss.is_none() {
+                wrong.push(format!("{name}: {loss}"));
+            }
+        }
+        for flow in self.streams {
+            let name = flow.name().to_owned();
+            let progress = flow.stop();
+            println!("    {name}: {progress}");
+            if progress.broken.is_some() || progress.bytes == 0 || progress.longest_stall > STALL {
+                wrong.push(format!("{name}: {progress}"));
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(LabError::Broken(format!("{during}: what should not notice did\n{}", wrong.join("\n"))))
+    }
+}
