@@ -89,6 +89,10 @@ impl<'a> Attributes<'a> {
         Self::parse(body.get(header..).unwrap_or_default())
     }
 
+    pub fn kinds(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().map(NlaBuffer::kind)
+    }
+
     pub fn bytes(&self, kind: u16) -> Option<&[u8]> {
         self.0.iter().find(|attribute| attribute.kind() == kind).map(NlaBuffer::value)
     }
