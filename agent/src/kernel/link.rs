@@ -216,3 +216,79 @@ fn parse(reply: &Reply<'_>) -> Option<Link> {
         vxlan,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::io::Errno;
+
+    use super::super::VethSpec;
+    use super::super::fixture::{in_new_netns, new_netns, veth_spec, wired_pod};
+    use super::*;
+
+    #[test]
+    fn attributes_and_flags_are_set_and_read_back() {
+        in_new_netns(|| {
+            let mut pod = wired_pod();
+            let index = pod.host_index;
+            pod.host
+                .batch(vec![
+                    Op::link_set_mtu(index, 1400),
+                    Op::link_set_gso_max_size(index, 9000),
+                    Op::link_set_group(index, 7),
+                    Op::link_set_noarp(index),
+                    Op::link_up(1),
+                ])
+                .unwrap();
+            let link = pod.host.link_by_index(index).unwrap().unwrap();
+            assert_eq!((link.mtu, link.gso_max_size, link.group), (1400, Some(9000), 7));
+            assert!(link.noarp && link.up && link.running && !link.loopback);
+            let links = pod.host.links().unwrap();
+            assert!(links.contains(&link) && links.iter().any(|link| link.loopback && link.up), "{links:?}");
+            pod.host.apply(Op::link_down(index)).unwrap();
+            assert!(!pod.host.link_by_index(index).unwrap().unwrap().up);
+        });
+    }
+
+    #[test]
+    fn deleting_one_end_deletes_both() {
+        in_new_netns(|| {
+            let mut pod = wired_pod();
+            pod.host.apply(Op::link_delete(pod.host_index)).unwrap();
+            assert_eq!(pod.inside.link_by_index(pod.inside_index).unwrap(), None);
+            assert_eq!(pod.host.link_by_name(&"vethtest0".parse().unwrap()).unwrap(), None);
+            let error = pod.host.apply(Op::link_delete(pod.host_index)).unwrap_err();
+            assert!(error.is_absent(), "{error}");
+            pod.host.apply(Op::link_delete(pod.host_index).if_present()).unwrap();
+        });
+    }
+
+    #[test]
+    fn many_are_deleted_together_and_others_stay() {
+        in_new_netns(|| {
+            let pod = new_netns();
+            let mut host = Netlink::here().unwrap();
+            let specs: Vec<VethSpec<'_>> = (0..20)
+                .map(|n| VethSpec {
+                    host_index: Some(1000 + n),
+                    peer_index: Some(1000 + n),
+                    peer_name: format!("eth{n}").parse().unwrap(),
+                    ..veth_spec(&format!("vethtest{n}"), pod.as_fd())
+                })
+                .collect();
+            host.batch(specs.iter().map(Op::veth).collect()).unwrap();
+            // Two are gone before, one stays, and a second time there is nothing to do.
+            host.batch(vec![Op::link_delete(1003), Op::link_delete(1004)]).unwrap();
+            let doomed: Vec<u32> = (1000..1019).collect();
+            for _ in 0..2 {
+                host.batch(Op::links_delete(&doomed, 4711)).unwrap();
+                let left: Vec<u32> =
+                    host.links().unwrap().iter().map(|link| link.index).filter(|&i| i >= 1000).collect();
+                assert_eq!(left, [1019]);
+            }
+            assert_eq!(host.apply(Op::link_group_delete(4711)).unwrap_err().errno(), Some(Errno::NODEV));
+            assert_eq!(host.apply(Op::link_group_delete(0)).unwrap_err().errno(), Some(Errno::PERM));
+        });
+    }
+}

@@ -6,6 +6,7 @@
 //! knows pods, tenants or intent, runs a program or leaves a thread in a namespace that is not its own.
 
 mod address;
+mod batch;
 mod error;
 mod filter;
 mod interface_name;
@@ -13,6 +14,7 @@ mod link;
 mod mac;
 mod neighbour;
 mod netns;
+mod next_hop;
 mod op;
 mod qdisc;
 mod reply;
@@ -35,9 +37,10 @@ pub use link::{Link, VxlanState};
 pub use mac::{Mac, MacError};
 pub use neighbour::Neighbour;
 pub use netns::{Netns, NetnsError, NetnsId, inside};
+pub use next_hop::NextHop;
 pub use op::Op;
 pub use qdisc::Qdisc;
-pub use route::{MAIN_TABLE, NextHop, Route, RouteKind};
+pub use route::{MAIN_TABLE, Route, RouteKind};
 pub use rule::Rule;
 pub use socket::Netlink;
 pub use sysctl::SysctlError;

@@ -134,3 +134,34 @@ pub fn inside<T: Send>(
             .unwrap_or_else(|_| Err(thread_failed("it panicked".into())))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{in_new_netns, new_netns};
+    use super::super::{Netlink, Op};
+    use super::*;
+
+    #[test]
+    fn the_calling_thread_stays_where_it_is() {
+        in_new_netns(|| {
+            let before = Netns::own().unwrap().id();
+            let pod = new_netns();
+            assert_ne!(pod.id(), before);
+            let mut inside = Netlink::within(pod.as_fd()).unwrap();
+            assert_eq!(Netns::own().unwrap().id(), before);
+            inside.apply(Op::link_up(1)).unwrap();
+            assert!(!Netlink::here().unwrap().link_by_index(1).unwrap().unwrap().up);
+        });
+    }
+
+    #[test]
+    fn what_is_no_network_namespace_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("netns");
+        assert!(Netns::open(&file).unwrap_err().is_absent());
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(Netns::open(&file), Err(NetnsError::NotNamespace { .. })));
+        let other_kind = Netns::open(Path::new("/proc/self/ns/mnt")).unwrap();
+        assert!(matches!(Netlink::within(other_kind.as_fd()), Err(KernelError::Enter { source: Errno::INVAL, .. })));
+    }
+}

@@ -1,4 +1,4 @@
-//! Routes of both families, and the kernel's answer to which way a packet would take.
+//! Routes of both families: added, replaced without a gap, deleted, listed.
 //!
 //! [`Route`] is what is asked for and what is read back alike, so that wanted and actual routes compare.
 
@@ -22,17 +22,16 @@ pub const MAIN_TABLE: u32 = 254;
 /// `RTM_NEWROUTE` of `linux/rtnetlink.h`.
 const RTM_NEWROUTE: u16 = 24;
 /// Length of `struct rtmsg`.
-const HEADER_LEN: usize = 12;
+pub(super) const HEADER_LEN: usize = 12;
 /// `RTA_*`, `RTN_*`, `RTAX_*`, `RTNH_F_*` and `RTM_F_*` of `linux/rtnetlink.h`.
 const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
+pub(super) const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
-const RTA_PREFSRC: u16 = 7;
-const RTA_METRICS: u16 = 8;
+pub(super) const RTA_PREFSRC: u16 = 7;
+pub(super) const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
-const RTAX_MTU: u16 = 2;
-const RTN_LOCAL: u8 = 2;
+pub(super) const RTAX_MTU: u16 = 2;
 const RTNH_F_ONLINK: u32 = 4;
 const RTM_F_CLONED: u32 = 0x200;
 
@@ -72,21 +71,6 @@ pub struct Route {
     pub protocol: u8,
     /// What it does.
     pub kind: RouteKind,
-}
-
-/// Which way a packet would leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextHop {
-    /// The device.
-    pub index: u32,
-    /// The gateway; none if the destination is a neighbour.
-    pub gateway: Option<IpAddr>,
-    /// The source address that the kernel would choose.
-    pub prefsrc: Option<IpAddr>,
-    /// The path's MTU in bytes where it differs from the device's: by the route, or by what was learned of the path.
-    pub mtu: Option<u32>,
-    /// The destination is an address of this namespace.
-    pub local: bool,
 }
 
 impl Route {
@@ -217,25 +201,7 @@ impl Netlink {
         routes.retain(|route| route.table == table && protocol.is_none_or(|protocol| route.protocol == protocol));
         Ok(routes)
     }
-
-    /// Which way a packet of this namespace to `ip` would take. `Ok(None)`: there is no way.
-    pub fn route_to(&mut self, ip: IpAddr) -> Result<Option<NextHop>, KernelError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(ip.is_ipv4());
-        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(ip)));
-        match self.ask(&format!("look up the route to {ip}"), &RouteNetlinkMessage::GetRoute(message), parse_next_hop) {
-            Err(KernelError::Refused { errno, .. }) if NO_WAY.contains(&errno) => Ok(None),
-            answer => answer,
-        }
-    }
 }
-
-/// No route, or a route that says no (unreachable, blackhole, prohibit).
-const NO_WAY: [rustix::io::Errno; 4] = {
-    use rustix::io::Errno;
-    [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::INVAL, Errno::ACCESS]
-};
 
 fn parse(reply: &Reply<'_>, wanted: AddressFamily) -> Option<Route> {
     let &[family, prefix, _, _, table, protocol, _, kind, ..] = reply.body else { return None };
@@ -260,19 +226,7 @@ fn parse(reply: &Reply<'_>, wanted: AddressFamily) -> Option<Route> {
     })
 }
 
-fn parse_next_hop(reply: &Reply<'_>) -> Option<NextHop> {
-    let kind = *reply.body.get(7)?;
-    let attributes = Attributes::behind(reply.body, HEADER_LEN);
-    Some(NextHop {
-        index: attributes.u32(RTA_OIF)?,
-        gateway: gateway(&attributes),
-        prefsrc: attributes.ip(RTA_PREFSRC),
-        mtu: attributes.nest(RTA_METRICS).u32(RTAX_MTU),
-        local: kind == RTN_LOCAL,
-    })
-}
-
-fn gateway(attributes: &Attributes<'_>) -> Option<IpAddr> {
+pub(super) fn gateway(attributes: &Attributes<'_>) -> Option<IpAddr> {
     // struct rtvia: a family of two bytes, then the address.
     attributes.ip(RTA_GATEWAY).or_else(|| ip(attributes.bytes(RTA_VIA)?.get(2..)?))
 }
@@ -353,40 +307,6 @@ mod tests {
     #[test]
     fn an_unused_table_is_empty() {
         in_new_netns(|| assert_eq!(Netlink::here().unwrap().routes(4711, None).unwrap(), []));
-    }
-
-    #[test]
-    fn the_way_to_an_address_is_told() {
-        in_new_netns(|| {
-            let mut pod = wired_pod();
-            let (index, source) = (pod.host_index, "10.1.0.1".parse::<IpAddr>().unwrap());
-            let gateway = "10.1.0.9".parse().unwrap();
-            let far = Route {
-                index: Some(index),
-                via: Some(gateway),
-                mtu: Some(1400),
-                ..Route::to(network("10.9.0.0/16"), MAIN_TABLE, OURS)
-            };
-            let closed = Route { kind: RouteKind::Unreachable, ..Route::to(network("10.8.0.0/16"), MAIN_TABLE, OURS) };
-            pod.host
-                .batch(vec![
-                    Op::address_add(index, network("10.1.0.1/24"), true),
-                    Op::address_add(index, network("fd00:1::1/64"), true),
-                    Op::route_add(&far),
-                    Op::route_add(&closed),
-                ])
-                .unwrap();
-            let mut way = |ip: &str| pod.host.route_to(ip.parse().unwrap()).unwrap();
-            let next = NextHop { index, gateway: Some(gateway), prefsrc: Some(source), mtu: Some(1400), local: false };
-            assert_eq!(way("10.9.1.1"), Some(next));
-            assert_eq!(way("10.1.0.7"), Some(NextHop { gateway: None, mtu: None, ..next }));
-            assert!(way("10.1.0.1").unwrap().local);
-            let v6 = way("fd00:1::7").unwrap();
-            assert_eq!((v6.index, v6.gateway, v6.local), (index, None, false));
-            for nowhere in ["10.8.1.1", "192.0.2.1", "2001:db8::1"] {
-                assert_eq!(way(nowhere), None, "{nowhere}");
-            }
-        });
     }
 
     #[test]
