@@ -1,0 +1,74 @@
+//! The `bulkhead` command as a library: parse, carry out, print.
+//!
+//! Each verb reads the cluster's state at one revision, refuses what cannot work before anything is written, writes one
+//! transaction, and waits until the leader has answered in the records. What is refused is taken back.
+//!
+//! Promises: exit codes 0 (done), 1 (refused or failed), 2 (usage); stdout carries results, stderr everything else; a
+//! closed pipe ends the program quietly.
+
+mod agent;
+mod args;
+mod cluster;
+mod config;
+mod error;
+mod node;
+mod output;
+mod pod;
+mod tenant;
+mod view;
+mod wait;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use bulkhead_store::Store;
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::args::{Cli, Command};
+use crate::cluster::Etcd;
+use crate::error::CliError;
+use crate::output::Console;
+
+/// Parses a command line and carries it out; `store` stands in for the etcd that the flags name. Returns the exit code.
+pub async fn run(
+    words: impl IntoIterator<Item = OsString>,
+    store: Option<Store>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let parsed = args::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render();
+            let _ = if error.use_stderr() { write!(err, "{text}") } else { write!(out, "{text}") };
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    let mut console = Console::new(cli.output, out);
+    match carry_out(cli, store, &mut console).await {
+        Ok(()) => 0,
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            let _ = write!(err, "{}", error.lines());
+            error.exit_code()
+        }
+    }
+}
+
+async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) -> Result<(), CliError> {
+    let etcd = Etcd::new(cli.etcd, store);
+    match cli.command {
+        Command::Tenant(verb) => tenant::carry_out(verb, &etcd.cluster().await?, console).await,
+        Command::Node(verb) => node::carry_out(verb, &etcd.cluster().await?, console).await,
+        Command::Config(verb) => config::carry_out(verb, &etcd, console).await,
+        Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
+        Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "bulkhead", &mut script);
+            console.raw(&script)
+        }
+    }
+}
