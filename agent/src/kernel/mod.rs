@@ -28,6 +28,8 @@ mod vxlan;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod wiring;
 
 pub use address::Address;
 pub use error::{BatchError, KernelError};
