@@ -84,7 +84,7 @@ pub fn parse(get: impl Fn(&str) -> Result<Option<String>, Failure>) -> Result<Op
         let interface = required(&get, &command, "CNI_IFNAME")?;
         let attachment = AttachmentId::new(container_id, interface).map_err(|error| match error {
             AttachmentError::ContainerId(_) => invalid(format!("CNI_CONTAINERID: {error}"), ""),
-            AttachmentError::Interface(_) => invalid(format!("CNI_IFNAME: {error}"), ""),
+            AttachmentError::Interface(_) | AttachmentError::Form(_) => invalid(format!("CNI_IFNAME: {error}"), ""),
         })?;
         Ok(Pod { attachment, args: split_args(&get("CNI_ARGS")?.unwrap_or_default())? })
     };
@@ -148,7 +148,20 @@ fn split_args(text: &str) -> Result<BTreeMap<String, String>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_environment_is_answered_without_a_panic(values in prop::collection::vec("[ -~]{0,20}|\\PC{0,20}", 5)) {
+            for command in ["ADD", "DEL", "CHECK", "GC", "STATUS", &values[4]] {
+                let names = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"];
+                let variables = names.into_iter().zip(values.iter().map(String::as_str));
+                let _ = read(&variables.chain([("CNI_COMMAND", command)]).collect::<Vec<_>>());
+            }
+        }
+    }
 
     fn read(variables: &[(&str, &str)]) -> Result<Operation, Failure> {
         parse(|name| Ok(variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())))
