@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A pod's two directions. from_pod: the frame is the pod's own or it is dropped; then the shortest way to its
+ * destination. to_pod: the last gate before a pod for what the host's stack sends.
+ */
+#pragma once
+#include "source.h"
+
+struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
+	__be16 hardware, protocol;
+	__u8 hardware_length, protocol_length;
+	__be16 operation;
+	__u8 sender_mac[6];
+	__u8 sender_ip[4];
+	__u8 target_mac[6];
+	__u8 target_ip[4];
+} __attribute__((packed));
+
+static __always_inline int same_mac(const __u8 *a, const __u8 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5]));
+}
+
+/* A pod's ARP speaks for itself only. A probe (RFC 5227) has no sender address yet and asks for its own. */
+static __always_inline int arp_from_pod(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct arp_ipv4 *arp;
+	struct endpoint *ep;
+	struct ethhdr *eth;
+	__be32 sender, target;
+
+	if (linear(skb, ETH_HLEN + sizeof(*arp)))
+		return drop(skb, &p, DROP_MALFORMED);
+	eth = (void *)(long)skb->data;
+	arp = (void *)(eth + 1);
+	if ((void *)(arp + 1) > (void *)(long)skb->data_end)
+		return drop(skb, &p, DROP_MALFORMED);
+	__builtin_memcpy(&sender, arp->sender_ip, 4);
+	__builtin_memcpy(&target, arp->target_ip, 4);
+	p.source = bpf_ntohl(sender);
+	p.destination = bpf_ntohl(target);
+	ep = endpoint_of(sender ? p.source : p.destination);
+	if (!ep || ep->ifindex != skb->ifindex || !same_mac(arp->sender_mac, ep->mac) || !same_mac(eth->h_source, ep->mac))
+		return drop_between(skb, &p, DROP_SPOOFED_ARP, ep ? ep->ns : NS_NONE, NS_NONE);
+	return TC_ACT_OK;
+}
+
+/* Whether the pod stays within its egress limit. Only what went past the pod's own shaper ever fails. */
+static __always_inline int within_limit(struct __sk_buff *skb, __u32 host)
+{
+	struct policer *policer = bpf_map_lookup_elem(&policers, &host);
+	__u64 now, arrival, next;
+	__u32 bytes = skb->len;
+
+	if (!policer || !policer->cost)
+		return 1;
+	if (skb->gso_segs > 1) /* each segment has headers of its own on the wire: Ethernet, IPv4, TCP with time stamps */
+		bytes += (skb->gso_segs - 1) * 66;
+	now = bpf_ktime_get_ns();
+	arrival = policer->arrival;
+	next = (arrival > now ? arrival : now) + ((bytes * policer->cost) >> POLICER_SHIFT);
+	if (next - now > policer->burst)
+		return 0;
+	/* A lost race charges one of two packets that were sent at the same moment on two CPUs. */
+	__sync_val_compare_and_swap(&policer->arrival, arrival, next);
+	return 1;
+}
+
+/* Whether the packet, or each of its segments, fits the tunnel on its way to `remote4`. */
+static __always_inline int fits(struct __sk_buff *skb, struct packet *p, __be32 remote4)
+{
+	__u32 length = skb->len - ETH_HLEN;
+	struct bpf_fib_lookup fib = {};
+
+	if (skb->gso_size) {
+		__u8 words = 2 << 4; /* a UDP header's length, in TCP's notation */
+
+		if (p->protocol == IPPROTO_TCP && bpf_skb_load_bytes(skb, ETH_HLEN + p->header + 12, &words, 1))
+			return 0;
+		length = skb->gso_size + p->header + (words >> 4) * 4;
+	}
+	if (length > OVERLAY_MTU)
+		return 0;
+	if (length <= 1230) /* with the tunnel's headers the smallest MTU of IPv6, which any sane underlay has */
+		return 1;
+	/* The route to the peer may have a smaller MTU of its own, or one learned from a router (RFC 1191). */
+	fib.family = 2; /* AF_INET */
+	fib.ifindex = skb->ifindex;
+	fib.ipv4_src = bpf_htonl(NODE_IP);
+	fib.ipv4_dst = remote4;
+	fib.l4_protocol = IPPROTO_UDP;
+	fib.tot_len = length + 50;
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
+/* Delivery on this node: the frame gets the pod's addresses and goes straight into its netns, or through its shaper. */
+static __always_inline int deliver(struct __sk_buff *skb, struct endpoint *ep)
+{
+	void *data = (void *)(long)skb->data;
+
+	if (data + ETH_HLEN > (void *)(long)skb->data_end)
+		return TC_ACT_SHOT;
+	__builtin_memcpy(data, ep->mac, 6);
+	__builtin_memcpy(data + 6, ep->gw_mac, 6);
+	if (ep->flags & EP_SHAPED)
+		return bpf_redirect(ep->ifindex, 0);
+	clear_mark(skb);
+	return bpf_redirect_peer(ep->ifindex, 0);
+}
+
+static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *state)
+{
+	struct packet p;
+	struct endpoint *ep, *to;
+	struct node_address *address;
+	struct ethhdr *eth;
+	__be32 remote;
+	__u32 ns, service;
+
+	if (read_ipv4(skb, &p)) {
+		struct packet none = {};
+
+		return drop(skb, &none, DROP_MALFORMED);
+	}
+	ep = endpoint_of(p.source);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return drop(skb, &p, DROP_SPOOFED_IP);
+	eth = (void *)(long)skb->data;
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return drop(skb, &p, DROP_MALFORMED);
+	ns = ep->ns;
+	if (!same_mac(eth->h_source, ep->mac))
+		return drop_between(skb, &p, DROP_SPOOFED_MAC, ns, NS_NONE);
+	if (ep->flags & EP_POLICED && !within_limit(skb, host_part(p.source)))
+		return drop_between(skb, &p, DROP_POLICED, ns, NS_NONE);
+	set_mark(skb, ns);
+
+	service = p.fragment || p.source_port >= SERVICE_PORTS;
+	if (in_cluster(p.destination) && host_part(p.destination) != GATEWAY_PART) {
+		if (block_of(p.destination) == LOCAL_BLOCK) {
+			to = endpoint_of(p.destination);
+			if (!to)
+				return drop_between(skb, &p, DROP_NO_ENDPOINT, ns, NS_NONE);
+			if (!may_talk(state->bank, ns, to->ns))
+				return drop_between(skb, &p, DROP_ISOLATED, ns, to->ns);
+			if (service || p.destination_port >= SERVICE_PORTS)
+				return TC_ACT_OK;
+			if (skb->pkt_type)
+				bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
+			return deliver(skb, to);
+		}
+		struct node *node = node_of(p.destination);
+
+		if (!node)
+			return drop_between(skb, &p, DROP_NO_NODE, ns, NS_NONE);
+		remote = node->remote4;
+	} else {
+		if (p.protocol == IPPROTO_UDP && p.destination_port == VXLAN_PORT)
+			return drop_between(skb, &p, DROP_POD_VXLAN, ns, NS_NONE);
+		if (is_gateway(p.destination)) {
+			struct node *node = node_of(p.destination);
+
+			if (block_of(p.destination) == LOCAL_BLOCK)
+				return TC_ACT_OK;
+			if (!node)
+				return drop_between(skb, &p, DROP_NO_NODE, ns, NS_NONE);
+			remote = node->remote4;
+		} else {
+			address = node_address_of(p.destination);
+			if (!address || address->flags & NODE_LOCAL)
+				return TC_ACT_OK; /* this node, a service, the outside */
+			remote = address->remote4;
+		}
+	}
+	if (service || !fits(skb, &p, remote))
+		return TC_ACT_OK;
+	return bpf_redirect(state->overlay_ifindex, 0);
+}
+
+SEC("classifier")
+int from_pod(struct __sk_buff *skb)
+{
+	struct state *state = get_state();
+	struct packet none = {};
+
+	if (!state)
+		return TC_ACT_SHOT;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return ipv4_from_pod(skb, state);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return arp_from_pod(skb);
+	return drop(skb, &none, DROP_NOT_IP);
+}
+
+SEC("classifier")
+int to_pod(struct __sk_buff *skb)
+{
+	struct state *state = get_state();
+	struct packet p = {};
+	struct endpoint *ep;
+	__u32 source, reason;
+
+	if (!state)
+		return TC_ACT_SHOT;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return TC_ACT_OK; /* made by this node's stack alone: nothing else can send here without an IP packet */
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return drop(skb, &p, DROP_NOT_IP);
+	if (read_ipv4(skb, &p))
+		return drop(skb, &p, DROP_MALFORMED);
+	source = source_in_stack(skb, p.source, &reason);
+	if (source == NS_NONE)
+		return drop(skb, &p, reason);
+	ep = endpoint_of(p.destination);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return drop_between(skb, &p, DROP_NO_ENDPOINT, source, NS_NONE);
+	if (!may_talk(state->bank, source, ep->ns))
+		return drop_between(skb, &p, DROP_ISOLATED, source, ep->ns);
+	clear_mark(skb);
+	return TC_ACT_OK;
+}

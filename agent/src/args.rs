@@ -1,0 +1,197 @@
+//! The agent's flags, parsed once into a valid [`Config`].
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bulkhead_core::NodeName;
+use bulkhead_core::keys::{PrefixError, check_prefix};
+use bulkhead_core::name::NameError;
+use bulkhead_store::Settings;
+use bulkhead_store::args::{ArgsError, EtcdArgs};
+use clap::{Parser, ValueEnum};
+use thiserror::Error;
+
+/// Why the flags cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The etcd flags.
+    #[error(transparent)]
+    Etcd(#[from] ArgsError),
+    /// `--etcd-prefix`.
+    #[error("--etcd-prefix: {0}")]
+    Prefix(#[from] PrefixError),
+    /// `--node-name`.
+    #[error("--node-name: {0}")]
+    Name(#[from] NameError),
+    /// `--node-ip`.
+    #[error("--node-ip {0} cannot end a tunnel; give the node's own unicast IPv4 address on the underlay")]
+    Address(IpAddr),
+    /// `--node-ip` is missing and cannot be found.
+    #[error("this node has no default route, so its address is not known; give it with --node-ip")]
+    NoAddress,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// The MTU of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mtu {
+    /// Worked out from the underlay.
+    Auto,
+    /// Bytes.
+    Fixed(u32),
+}
+
+fn parse_mtu(text: &str) -> Result<Mtu, String> {
+    if text == "auto" {
+        return Ok(Mtu::Auto);
+    }
+    let bytes = text.parse().ok().filter(|bytes| (576..=65_485).contains(bytes));
+    bytes.map(Mtu::Fixed).ok_or_else(|| "give `auto` or bytes from 576 to 65485".into())
+}
+
+/// Bulkhead's node agent: programs tunnels, isolation and rate limits
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-agent", version)]
+pub struct Args {
+    #[command(flatten)]
+    etcd: EtcdArgs,
+    /// This node's name [default: the host name]
+    #[arg(long, env = "BULKHEAD_NODE_NAME")]
+    node_name: Option<String>,
+    /// This node's address on the underlay, at which tunnels end [default: the source of the default route]
+    #[arg(long, env = "BULKHEAD_NODE_IP")]
+    node_ip: Option<IpAddr>,
+    /// Ask for this machine's subnet itself: an external machine, or a node without Kubernetes
+    #[arg(long, env = "BULKHEAD_REGISTER")]
+    register: bool,
+    /// Folder of the socket, the spool and the pods' records; belongs on a tmpfs
+    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead")]
+    run_dir: PathBuf,
+    /// Folder of the state that outlives a reboot
+    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead")]
+    state_dir: PathBuf,
+    /// Folder of the pinned maps, on a BPF file system
+    #[arg(long, env = "BULKHEAD_BPF_DIR", default_value = "/sys/fs/bpf/bulkhead")]
+    bpf_dir: PathBuf,
+    /// UDP port of VXLAN, the same on all nodes
+    #[arg(long, env = "BULKHEAD_VXLAN_PORT", default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
+    vxlan_port: u16,
+    /// MTU of pods: `auto` (the underlay's less 50) or bytes
+    #[arg(long, env = "BULKHEAD_MTU", default_value = "auto", value_parser = parse_mtu)]
+    mtu: Mtu,
+    /// Folder into which the CNI config is written when the node is ready, and removed from on `--uninstall`
+    #[arg(long, env = "BULKHEAD_CNI_CONF_DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Seconds for which a freed address is not given to another pod
+    #[arg(long, env = "BULKHEAD_ADDRESS_REST", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    address_rest: u64,
+    /// Seconds between two repairs of what others may have broken
+    #[arg(long, env = "BULKHEAD_RESYNC", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    resync: u64,
+    /// Remove everything of Bulkhead from this node's kernel and its folders, and end; stop the agent first
+    #[arg(long)]
+    uninstall: bool,
+    /// Log filter, such as `info` or `bulkhead_agent=debug`
+    #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Log format
+    #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// What the agent runs by. One that exists is valid.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How to reach etcd.
+    pub etcd: Settings,
+    /// Prefix of all keys.
+    pub prefix: String,
+    /// This node's name.
+    pub node: NodeName,
+    /// This node's underlay address.
+    pub node_ip: Ipv4Addr,
+    /// Whether it asks for its own subnet.
+    pub register: bool,
+    /// Socket, spool, records.
+    pub run_dir: PathBuf,
+    /// Cached intent.
+    pub state_dir: PathBuf,
+    /// Pinned maps.
+    pub bpf_dir: PathBuf,
+    /// UDP.
+    pub vxlan_port: u16,
+    /// Of pods.
+    pub mtu: Mtu,
+    /// Where the CNI config goes.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// How long a freed address rests.
+    pub address_rest: Duration,
+    /// Between two resyncs.
+    pub resync: Duration,
+    /// Remove everything and end.
+    pub uninstall: bool,
+}
+
+impl Args {
+    /// Checks all flags. `default_source` finds the source address of the default route.
+    pub fn into_config(self, default_source: impl FnOnce() -> Option<IpAddr>) -> Result<Config, ConfigError> {
+        let node_ip = self.node_ip.or_else(default_source).ok_or(ConfigError::NoAddress)?;
+        let IpAddr::V4(v4) = node_ip else { return Err(ConfigError::Address(node_ip)) };
+        if v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast() {
+            return Err(ConfigError::Address(node_ip));
+        }
+        let node = match self.node_name {
+            Some(name) => name,
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        Ok(Config {
+            etcd: self.etcd.settings()?,
+            prefix: check_prefix(&self.etcd.etcd_prefix)?.to_owned(),
+            node: NodeName::new(node)?,
+            node_ip: v4,
+            register: self.register,
+            run_dir: self.run_dir,
+            state_dir: self.state_dir,
+            bpf_dir: self.bpf_dir,
+            vxlan_port: self.vxlan_port,
+            mtu: self.mtu,
+            cni_conf_dir: self.cni_conf_dir,
+            address_rest: Duration::from_secs(self.address_rest),
+            resync: Duration::from_secs(self.resync),
+            uninstall: self.uninstall,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+        let flags = [&["bulkhead-agent", "--node-name", "n1"], flags].concat();
+        Args::try_parse_from(flags).unwrap().into_config(|| None)
+    }
+
+    #[test]
+    fn flags_are_sound_and_make_a_valid_config() {
+        Args::command().debug_assert();
+        assert_eq!(config(&["--node-ip", "10.0.0.1"]).unwrap().vxlan_port, 4789);
+        assert!(matches!(config(&[]), Err(ConfigError::NoAddress)));
+        assert!(matches!(config(&["--node-ip", "127.0.0.1"]), Err(ConfigError::Address(_))));
+        assert!(matches!(config(&["--node-ip", "fd00::1"]), Err(ConfigError::Address(_))));
+        for bad in [["--mtu", "100"], ["--vxlan-port", "0"], ["--resync", "0"], ["--mtu", "x"]] {
+            assert!(Args::try_parse_from([&["bulkhead-agent"], &bad[..]].concat()).is_err(), "{bad:?}");
+        }
+    }
+}

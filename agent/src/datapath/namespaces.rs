@@ -1,0 +1,183 @@
+//! Namespace indices and the two banks of `NetID`s.
+//!
+//! A VNI gets a node-local index, which the mark carries. A transaction of etcd is applied at once: its `NetID`s are
+//! written into the idle bank, then the bank is switched by one word that each packet reads once. Indices are pinned
+//! with the maps, so a restarted agent finds every VNI under the index that packets in flight carry; a freed one rests.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, HashMap, MapData};
+
+use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceValue};
+use super::{DatapathError, map_error};
+
+/// How long a freed index is not given to another VNI: far longer than any packet stays in a node's stack.
+const REST: Duration = Duration::from_secs(300);
+
+/// The network of a VNI, as the programs judge it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// A `NetID`; 0 is global.
+    Id(u32),
+    /// Of a namespace that is gone: reaches `NetID` 0 only.
+    None,
+}
+
+impl Network {
+    const fn value(self) -> u32 {
+        match self {
+            Self::Id(id) => id,
+            Self::None => NETID_NONE,
+        }
+    }
+}
+
+/// The maps `namespaces` and `vnis`, and what is in them.
+pub struct Namespaces {
+    values: Array<MapData, [u8; NamespaceValue::SIZE]>,
+    by_vni: HashMap<MapData, u32, u32>,
+    indices: BTreeMap<u32, u32>,
+    written: BTreeMap<u32, NamespaceValue>,
+    resting: VecDeque<(Instant, u32)>,
+    next: u32,
+    bank: u32,
+}
+
+impl Namespaces {
+    /// Reads what the maps hold already.
+    pub(super) fn adopt(
+        values: Array<MapData, [u8; NamespaceValue::SIZE]>,
+        by_vni: HashMap<MapData, u32, u32>,
+        bank: u32,
+    ) -> Result<Self, DatapathError> {
+        let mut adopted = Self {
+            values,
+            by_vni,
+            indices: BTreeMap::new(),
+            written: BTreeMap::new(),
+            resting: VecDeque::new(),
+            next: NS_FIRST,
+            bank,
+        };
+        for entry in adopted.by_vni.iter() {
+            let (vni, index) = entry.map_err(map_error("vnis", "read"))?;
+            adopted.indices.insert(vni, index);
+        }
+        let now = Instant::now();
+        for index in NS_NODE..NS_MAX {
+            let bytes = adopted.values.get(&index, 0).map_err(map_error("namespaces", "read"))?;
+            let value = NamespaceValue::from_bytes(bytes);
+            if value == NamespaceValue::default() {
+                continue;
+            }
+            adopted.written.insert(index, value);
+            if index >= NS_FIRST {
+                adopted.next = index + 1;
+                if adopted.indices.get(&value.vni) != Some(&index) {
+                    adopted.resting.push_back((now, index));
+                }
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// The bank that holds.
+    pub const fn bank(&self) -> u32 {
+        self.bank
+    }
+
+    /// The index of a VNI, if it has one.
+    pub fn index(&self, vni: u32) -> Option<u32> {
+        self.indices.get(&vni).copied()
+    }
+
+    /// The VNIs that have an index, the nodes' own aside.
+    pub fn vnis(&self) -> impl Iterator<Item = u32> + '_ {
+        self.indices.keys().copied().filter(|vni| *vni != 0)
+    }
+
+    fn free_index(&mut self) -> Result<u32, DatapathError> {
+        let rested = self.resting.front().is_some_and(|(since, _)| since.elapsed() >= REST);
+        if !rested && self.next < NS_MAX {
+            self.next += 1;
+            return Ok(self.next - 1);
+        }
+        self.resting.pop_front().map(|(_, index)| index).ok_or(DatapathError::TooManyNamespaces)
+    }
+
+    fn write(&mut self, index: u32, value: NamespaceValue) -> Result<(), DatapathError> {
+        if self.written.get(&index) != Some(&value) {
+            self.values.set(index, value.to_bytes(), 0).map_err(map_error("namespaces", "written"))?;
+            self.written.insert(index, value);
+        }
+        Ok(())
+    }
+
+    /// Writes the whole of `intent` (VNI to network) into the idle bank and returns the bank to switch to, or none if
+    /// nothing changed. `unknown` is what a VNI outside the intent counts as. New VNIs get their index here, with the
+    /// network in both banks, before anything can carry it. VNIs of `keep` hold their index though the intent lacks them.
+    pub fn prepare(
+        &mut self,
+        intent: &BTreeMap<u32, Network>,
+        unknown: Network,
+        node: Network,
+        keep: &std::collections::BTreeSet<u32>,
+    ) -> Result<Option<u32>, DatapathError> {
+        let gone: Vec<u32> = self.vnis().filter(|vni| !intent.contains_key(vni) && !keep.contains(vni)).collect();
+        for vni in gone {
+            self.forget(vni)?;
+        }
+        let idle = 1 - self.bank;
+        let mut switch = false;
+        switch |= self.put(NS_NODE, 0, node, idle)?;
+        switch |= self.put(NS_UNKNOWN, u32::MAX, unknown, idle)?;
+        self.publish(0, NS_NODE)?;
+        let kept: Vec<u32> = keep.iter().copied().filter(|vni| !intent.contains_key(vni)).collect();
+        for (vni, network) in intent.iter().map(|(v, n)| (*v, *n)).chain(kept.into_iter().map(|v| (v, Network::None))) {
+            if let Some(index) = self.index(vni) {
+                switch |= self.put(index, vni, network, idle)?;
+            } else {
+                let index = self.free_index()?;
+                let net_id = [network.value(); 2];
+                self.write(index, NamespaceValue { vni, net_id, assigned: true })?;
+                self.publish(vni, index)?;
+            }
+        }
+        Ok(switch.then_some(idle))
+    }
+
+    /// Writes one network into the idle bank; says whether it differs from the bank that holds.
+    fn put(&mut self, index: u32, vni: u32, network: Network, idle: u32) -> Result<bool, DatapathError> {
+        let network = network.value();
+        let Some(mut value) = self.written.get(&index).copied().filter(|value| value.assigned && value.vni == vni)
+        else {
+            self.write(index, NamespaceValue { vni, net_id: [network; 2], assigned: true })?;
+            return Ok(false);
+        };
+        value.net_id[idle as usize & 1] = network;
+        self.write(index, value)?;
+        Ok(value.net_id[0] != value.net_id[1])
+    }
+
+    fn publish(&mut self, vni: u32, index: u32) -> Result<(), DatapathError> {
+        if self.indices.insert(vni, index) != Some(index) {
+            self.by_vni.insert(vni, index, 0).map_err(map_error("vnis", "written"))?;
+        }
+        Ok(())
+    }
+
+    /// Frees a VNI's index: it is unassigned at once and rests before another VNI gets it.
+    fn forget(&mut self, vni: u32) -> Result<(), DatapathError> {
+        let Some(index) = self.indices.remove(&vni) else { return Ok(()) };
+        self.by_vni.remove(&vni).map_err(map_error("vnis", "cleared"))?;
+        self.write(index, NamespaceValue { vni, net_id: [NETID_NONE; 2], assigned: false })?;
+        self.resting.push_back((Instant::now(), index));
+        Ok(())
+    }
+
+    /// The bank was switched.
+    pub const fn switched(&mut self, bank: u32) {
+        self.bank = bank;
+    }
+}

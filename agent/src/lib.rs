@@ -1,0 +1,13 @@
+//! The node's agent: intent from etcd, pods from the runtime, both carried into the kernel.
+
+pub mod args;
+pub mod datapath;
+pub mod intent;
+pub mod kernel;
+pub mod live;
+pub mod node;
+pub mod pods;
+pub mod reconcile;
+pub mod server;
+mod sys;
+pub mod uninstall;

@@ -1,0 +1,111 @@
+//! A node that has its subnet and its datapath: what CNI calls and the reconciler work on.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bulkhead_core::attachment::AttachmentId;
+use bulkhead_core::cluster::Networks;
+use bulkhead_core::network::GATEWAY;
+
+use crate::datapath::abi::EndpointValue;
+use crate::datapath::{Datapath, DatapathError, Geometry};
+use crate::pods::wire::GATEWAY_MAC;
+use crate::pods::{Record, Records};
+
+/// The node at work.
+pub struct Live {
+    /// What the programs were told.
+    pub geometry: Geometry,
+    /// The cluster's address ranges.
+    pub networks: Networks,
+    /// The overlay device.
+    pub overlay: u32,
+    /// Maps and programs.
+    pub datapath: Datapath,
+    /// The pods.
+    pub records: Records,
+    busy: Mutex<BTreeMap<AttachmentId, Arc<Mutex<()>>>>,
+}
+
+/// A lock, whoever panicked holding it: what it guards is compared with the kernel at every resync.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    /// Puts the parts together.
+    pub const fn new(
+        geometry: Geometry,
+        networks: Networks,
+        overlay: u32,
+        datapath: Datapath,
+        records: Records,
+    ) -> Self {
+        Self { geometry, networks, overlay, datapath, records, busy: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The pods' gateway: this node's own address on the overlay device.
+    pub fn gateway(&self) -> Ipv4Addr {
+        match self.networks.v4().address(self.geometry.local_block, GATEWAY) {
+            Some(IpAddr::V4(v4)) => v4,
+            _ => Ipv4Addr::UNSPECIFIED,
+        }
+    }
+
+    /// The addresses of a host part: IPv4, and IPv6 in a dual-stack cluster.
+    pub fn addresses(&self, host: u32) -> Vec<IpAddr> {
+        // IPv6 has its place in every record and map; pods are given IPv4 only until the programs judge it.
+        self.networks.v4().address(self.geometry.local_block, host).into_iter().collect()
+    }
+
+    /// Runs `work` while no other call for the same attachment runs. Calls for different ones never wait for each other.
+    pub fn exclusively<T>(&self, id: &AttachmentId, work: impl FnOnce() -> T) -> T {
+        let own = Arc::clone(locked(&self.busy).entry(id.clone()).or_default());
+        let guard = locked(&own);
+        let answer = work();
+        drop(guard);
+        let mut busy = locked(&self.busy);
+        // The map's and ours: nobody waits.
+        if Arc::strong_count(&own) <= 2 {
+            busy.remove(id);
+        }
+        answer
+    }
+
+    /// Writes a pod into the maps. After this returns its packets are judged as its own.
+    pub fn publish(&self, record: &Record) -> Result<(), DatapathError> {
+        let namespace = locked(&self.datapath.namespaces).index(record.vni).unwrap_or(0);
+        let value = EndpointValue {
+            ip4: record.ip4(),
+            ip6: None,
+            ifindex: record.ifindex,
+            namespace,
+            mac: record.mac(),
+            gateway_mac: GATEWAY_MAC,
+            shaped: record.limits.ingress.is_some(),
+            policed: record.limits.egress.is_some(),
+        };
+        locked(&self.datapath.endpoints).publish(record.host, value, record.limits.policer())
+    }
+
+    /// Removes a pod from the maps and its record from the books, as one step: its address cannot be given out while the
+    /// maps still know it.
+    pub fn forget(&self, record: &Record) -> Result<(), ForgetError> {
+        let mut endpoints = locked(&self.datapath.endpoints);
+        endpoints.withdraw(record.host, record.ifindex)?;
+        self.records.remove(&record.id)?;
+        Ok(())
+    }
+}
+
+/// Why a pod cannot be forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// The maps.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The books.
+    #[error(transparent)]
+    Record(#[from] crate::pods::RecordError),
+}

@@ -1,0 +1,118 @@
+//! The agent's process: flags, logs, threads, signals.
+//!
+//! | thread | does |
+//! |---|---|
+//! | main | the async runtime: follows etcd, waits for signals |
+//! | reconciler | from the intent to the kernel |
+//! | server, call | the unix socket; one thread per call |
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bulkhead_agent::args::{Args, LogFormat};
+use bulkhead_agent::intent::{Cache, Follower, Shared};
+use bulkhead_agent::kernel::Netlink;
+use bulkhead_agent::reconcile::{self, Agent};
+use bulkhead_agent::{server, uninstall};
+use bulkhead_store::Store;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// How long etcd may take before a node that knows an earlier state starts by that.
+const ETCD_FIRST: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = start_log(&args) {
+        eprintln!("bulkhead-agent: --log-level: {error}");
+        return ExitCode::from(2);
+    }
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let filter = EnvFilter::try_new(&args.log_level)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// The source address of the default route.
+fn default_source() -> Option<IpAddr> {
+    // Any address beyond the default route does; nothing is sent.
+    let beyond = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    Netlink::here().ok()?.route_to(beyond).ok()??.prefsrc
+}
+
+fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let config = args.into_config(default_source)?;
+    if config.uninstall {
+        let failed = uninstall::run(&config);
+        return if failed.is_empty() { Ok(()) } else { Err(failed.join("; ").into()) };
+    }
+    let cache = Cache::open(&config.state_dir)?;
+    let shared = Arc::new(Shared::default());
+    let cached = cache.load().unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    });
+    let knew = cached.is_some();
+    shared.update(|intent| *intent = cached.unwrap_or_default());
+    let store = Store::open(config.etcd.clone())?;
+    let follower = Follower {
+        store,
+        prefix: config.prefix.clone(),
+        node_ip: IpAddr::V4(config.node_ip),
+        node: config.node.clone(),
+        register: config.register,
+        shared: Arc::clone(&shared),
+    };
+    let agent = Arc::new(Agent::new(config, Arc::clone(&shared)));
+    server::serve(Arc::clone(&agent))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let reconciler = Arc::clone(&agent);
+    std::thread::Builder::new().name("reconciler".into()).spawn(move || {
+        if knew {
+            wait_for_etcd(&reconciler.shared);
+        }
+        reconcile::run(&reconciler, &cache, || server::drain_spool(&reconciler));
+    })?;
+    runtime.block_on(async {
+        tokio::select! {
+            ended = follower.run() => ended.map_err(Into::into),
+            () = asked_to_stop() => {
+                // Programs, maps and devices stay: running pods notice nothing.
+                tracing::info!("stopping; the pods keep their network");
+                Ok(())
+            }
+        }
+    })
+}
+
+/// A state from etcd is better than a cached one, if it comes soon.
+fn wait_for_etcd(shared: &Shared) {
+    let deadline = Instant::now() + ETCD_FIRST;
+    let mut seen = 0;
+    while !shared.read(|_, connection| connection.connected) && Instant::now() < deadline {
+        seen = shared.wait_past(seen, deadline);
+    }
+}
+
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+}

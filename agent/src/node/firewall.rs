@@ -1,0 +1,159 @@
+//! What the host's stack must do for us: one nftables table, node-wide, applied as one transaction.
+//!
+//! Nothing in it depends on a pod, a tenant or another node, so it is written at start and looked at by each resync,
+//! never on a pod's path. The programs judge tenants; these rules only keep the stack's conntrack and NAT out of the way:
+//! see each chain's comment.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use ipnetwork::Ipv4Network;
+use thiserror::Error;
+
+/// Why the rules cannot be written.
+#[derive(Debug, Error)]
+pub enum FirewallError {
+    /// nft cannot be started.
+    #[error("nft cannot be started: {0}; install the package nftables")]
+    Start(#[source] std::io::Error),
+    /// nft refused.
+    #[error("the kernel refused the nftables rules: {0}")]
+    Refused(String),
+}
+
+/// What the rules depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Firewall {
+    /// The pods' network.
+    pub network: Ipv4Network,
+    /// UDP.
+    pub vxlan_port: u16,
+}
+
+/// Changes when the rules' text does, so that an upgraded agent replaces them.
+const TABLE: &str = "bulkhead";
+
+impl Firewall {
+    /// The rules as nft reads them: what was there before goes in the same transaction.
+    pub fn rules(&self) -> String {
+        let Self { network, vxlan_port } = self;
+        format!(
+            r#"table ip {TABLE} {{ }}
+delete table ip {TABLE}
+table ip {TABLE} {{
+    comment "{id}"
+    counter pod_vxlan {{ }}
+    counter translated_vxlan {{ }}
+
+    # The tunnel is not for conntrack: no service can translate it, whatever its addresses. Pod-to-pod packets that the
+    # stack sees half of (fragments, replies of the fast path) must not be INVALID; those with a port of the translated
+    # range, and errors that quote one, belong to a flow that this stack translates.
+    chain prerouting_raw {{
+        type filter hook prerouting priority raw; policy accept;
+        meta mark & 0xffff0000 == 0 udp dport {vxlan_port} fib daddr type local notrack accept
+        ip saddr != {network} accept
+        ip daddr != {network} accept
+        icmp type {{ destination-unreachable, source-quench, time-exceeded, parameter-problem }} @th,224,32 != 0 accept
+        tcp sport >= 61000 accept
+        tcp dport >= 61000 accept
+        udp sport >= 61000 accept
+        udp dport >= 61000 accept
+        notrack
+    }}
+    chain output_raw {{
+        type filter hook output priority raw; policy accept;
+        udp dport {vxlan_port} fib saddr type local notrack
+    }}
+
+    # No pod speaks VXLAN to a node, not even through a service; nobody does so through a translation.
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        udp dport {vxlan_port} meta mark & 0xffff0000 != 0 counter name pod_vxlan drop
+        udp dport {vxlan_port} ct status dnat counter name translated_vxlan drop
+    }}
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        udp dport {vxlan_port} meta mark & 0xffff0000 != 0 counter name pod_vxlan drop
+        udp dport {vxlan_port} ct status dnat counter name translated_vxlan drop
+    }}
+
+    # Before kube-proxy's: a translated flow from a pod keeps its address but gets a port of the translated range, by which
+    # the programs bring its replies back through this stack. What kube-proxy masquerades (0x4000) is left to it.
+    chain postrouting_service {{
+        type nat hook postrouting priority srcnat - 5; policy accept;
+        ip saddr != {network} accept
+        ct status & dnat == 0 accept
+        meta mark & 0x4000 != 0 accept
+        meta l4proto {{ tcp, udp }} ip daddr {network} snat to ip saddr : 61000-65535
+        meta l4proto {{ tcp, udp }} oifname "bulkhead0" snat to ip saddr : 61000-65535
+    }}
+
+    # Pods' traffic that leaves the cluster and its nodes goes under the node's address.
+    chain postrouting_leaving {{
+        type nat hook postrouting priority srcnat + 5; policy accept;
+        ip saddr {network} ip daddr != {network} oifname != "bulkhead0" fib daddr type != local masquerade
+    }}
+}}
+"#,
+            id = self.id()
+        )
+    }
+
+    /// Tells this version of the rules and its parameters from another.
+    fn id(&self) -> String {
+        format!("bulkhead rules 1, pods {}, vxlan {}", self.network, self.vxlan_port)
+    }
+
+    /// Whether the kernel's table is these rules, with every chain.
+    pub fn is_in_place(&self) -> Result<bool, FirewallError> {
+        let listed = nft(&["list", "table", "ip", TABLE], "");
+        Ok(listed.is_ok_and(|text| {
+            text.contains(&self.id())
+                && text.matches("notrack").count() == 3
+                && text.matches("snat to").count() == 2
+                && text.contains("masquerade")
+                && text.matches(" drop").count() == 4
+        }))
+    }
+
+    /// Writes the rules, replacing what was there, in one transaction.
+    pub fn apply(&self) -> Result<(), FirewallError> {
+        nft(&["-f", "-"], &self.rules()).map(drop)
+    }
+
+    /// Packets that the two counters dropped.
+    pub fn dropped() -> u64 {
+        let listed = nft(&["list", "counters", "table", "ip", TABLE], "").unwrap_or_default();
+        let packets = listed.split_whitespace().skip_while(|word| *word != "counter");
+        packets
+            .collect::<Vec<_>>()
+            .windows(2)
+            .filter(|pair| pair[0] == "packets")
+            .filter_map(|pair| pair[1].parse::<u64>().ok())
+            .sum()
+    }
+
+    /// Removes the table, if it is there.
+    pub fn remove() -> Result<(), FirewallError> {
+        nft(&["-f", "-"], &format!("table ip {TABLE} {{ }}\ndelete table ip {TABLE}\n")).map(drop)
+    }
+}
+
+fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(FirewallError::Start)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).map_err(FirewallError::Start)?;
+    }
+    let output = child.wait_with_output().map_err(FirewallError::Start)?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(FirewallError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}

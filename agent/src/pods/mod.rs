@@ -1,0 +1,10 @@
+//! The pods of this node: their records and addresses, their wiring, their limits.
+
+pub mod limit;
+pub mod pool;
+pub mod record;
+pub mod wire;
+
+pub use limit::Limits;
+pub use pool::Pool;
+pub use record::{Record, RecordError, Records};

@@ -1,0 +1,294 @@
+//! The attachments of this node on disk: one redb file, one transaction for a record and its address.
+//!
+//! The file belongs on a tmpfs: pods do not outlive a boot, and a record of an earlier boot is dropped when it is opened.
+//! A crash of the agent loses nothing that an ADD has answered.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{fs, io};
+
+use bulkhead_core::Namespace;
+use bulkhead_core::attachment::AttachmentId;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::limit::Limits;
+use super::pool::{Pool, PoolFull};
+use crate::kernel::Mac;
+
+/// Attachment ID to record, in JSON.
+const ATTACHMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("attachments");
+/// Host part to the time of its release, milliseconds since boot.
+const FREED: TableDefinition<u32, u64> = TableDefinition::new("freed");
+/// `boot`: the boot that the file is of; `index`: the last device index given out.
+const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+
+/// Why the records cannot be read or written.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The file or its folder.
+    #[error("the records of pods {path} cannot be used: {source}; is --run-dir writable, on a tmpfs with room?")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The database.
+    #[error("the records of pods cannot be {doing}: {source}; is another agent running with the same --run-dir?")]
+    Database {
+        /// opened, read, written.
+        doing: &'static str,
+        /// What redb said.
+        source: Box<redb::Error>,
+    },
+    /// A record is broken.
+    #[error("the record of {id} cannot be read: {source}")]
+    Json {
+        /// Whose.
+        id: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// No address is free.
+    #[error(transparent)]
+    Full(#[from] PoolFull),
+}
+
+fn failed<E: Into<redb::Error>>(doing: &'static str) -> impl FnOnce(E) -> RecordError {
+    move |source| RecordError::Database { doing, source: Box::new(source.into()) }
+}
+
+/// How far an ADD came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Not answered yet: what exists of it may be undone.
+    Attaching,
+    /// Answered.
+    Attached,
+}
+
+/// One pod's attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Container and interface.
+    pub id: AttachmentId,
+    /// The pod's name, empty if the runtime did not say.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// The VNI that its namespace had at its birth: a namespace re-created under the name is another one.
+    pub vni: u32,
+    /// Where its netns is mounted.
+    pub netns: String,
+    /// The host part of its addresses.
+    pub host: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The host's side of its veth.
+    pub ifindex: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// Its limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How far its ADD came.
+    pub stage: Stage,
+}
+
+impl Record {
+    /// Its MAC address: 0a:58 and its IPv4 address, so that nothing needs to remember it.
+    pub fn mac(&self) -> Mac {
+        let [a, b, c, d] = v4_of(&self.addresses).octets();
+        Mac([0x0a, 0x58, a, b, c, d])
+    }
+
+    /// Its IPv4 address.
+    pub fn ip4(&self) -> Ipv4Addr {
+        v4_of(&self.addresses)
+    }
+
+    /// The name of the host's side of its veth: `bh` and its IPv4 address in hexadecimal.
+    pub fn host_interface(&self) -> String {
+        format!("bh{:08x}", u32::from(self.ip4()))
+    }
+}
+
+fn v4_of(addresses: &[IpAddr]) -> Ipv4Addr {
+    let v4 = addresses.iter().find_map(|ip| match ip {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    v4.unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
+
+/// Device indices of pods start here, far from what the kernel counts up.
+const FIRST_INDEX: u32 = 0x0100_0000;
+const LAST_INDEX: u32 = 0x3fff_fff0;
+
+#[derive(Debug)]
+struct Inner {
+    pool: Pool,
+    by_id: BTreeMap<AttachmentId, Record>,
+    index: u32,
+}
+
+/// All records, in memory and on disk.
+#[derive(Debug)]
+pub struct Records {
+    database: Database,
+    inner: Mutex<Inner>,
+}
+
+/// The time since boot, suspended time included.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+impl Records {
+    /// Opens the file in `folder`, which is made. Records of an earlier boot are dropped.
+    pub fn open(folder: &Path, host_bits: u8, rest: Duration) -> Result<Self, RecordError> {
+        fs::create_dir_all(folder).map_err(|source| RecordError::Io { path: folder.to_owned(), source })?;
+        let path = folder.join("pods.redb");
+        let mut database = Database::create(&path).map_err(failed("opened"))?;
+        if Self::boot_of(&database)?.is_some_and(|boot| boot != boot_id()) {
+            tracing::info!(path = %path.display(), "records of an earlier boot are dropped");
+            drop(database);
+            fs::remove_file(&path).map_err(|source| RecordError::Io { path: path.clone(), source })?;
+            database = Database::create(&path).map_err(failed("opened"))?;
+        }
+        let mut inner = Inner { pool: Pool::new(host_bits, rest), by_id: BTreeMap::new(), index: FIRST_INDEX };
+        let write = database.begin_write().map_err(failed("opened"))?;
+        {
+            let mut meta = write.open_table(META).map_err(failed("opened"))?;
+            meta.insert("boot", boot_id().as_str()).map_err(failed("written"))?;
+            let index = meta.get("index").map_err(failed("read"))?.and_then(|index| index.value().parse().ok());
+            inner.index = index.unwrap_or(FIRST_INDEX);
+            let freed = write.open_table(FREED).map_err(failed("opened"))?;
+            for entry in freed.iter().map_err(failed("read"))? {
+                let (host, when) = entry.map_err(failed("read"))?;
+                inner.pool.freed(host.value(), Duration::from_millis(when.value()));
+            }
+            let attachments = write.open_table(ATTACHMENTS).map_err(failed("opened"))?;
+            for entry in attachments.iter().map_err(failed("read"))? {
+                let (id, json) = entry.map_err(failed("read"))?;
+                let record = parse(id.value(), json.value())?;
+                inner.pool.occupy(record.host);
+                inner.by_id.insert(record.id.clone(), record);
+            }
+        }
+        write.commit().map_err(failed("written"))?;
+        Ok(Self { database, inner: Mutex::new(inner) })
+    }
+
+    fn boot_of(database: &Database) -> Result<Option<String>, RecordError> {
+        let read = database.begin_read().map_err(failed("read"))?;
+        match read.open_table(META) {
+            Ok(meta) => Ok(meta.get("boot").map_err(failed("read"))?.map(|boot| boot.value().to_owned())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(failed("read")(error)),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// One record.
+    pub fn get(&self, id: &AttachmentId) -> Option<Record> {
+        self.lock().by_id.get(id).cloned()
+    }
+
+    /// All records.
+    pub fn all(&self) -> Vec<Record> {
+        self.lock().by_id.values().cloned().collect()
+    }
+
+    /// How many pods there are, and how many addresses are free.
+    pub fn counts(&self) -> (usize, u32) {
+        let inner = self.lock();
+        (inner.by_id.len(), inner.pool.free())
+    }
+
+    /// Takes an address and a device index and writes the record that `make` makes of them, in one transaction.
+    pub fn create(&self, make: impl FnOnce(u32, u32) -> Record) -> Result<Record, RecordError> {
+        let mut inner = self.lock();
+        let host = inner.pool.take(since_boot())?;
+        // Even: the odd one behind it is the device in the pod.
+        inner.index = if inner.index >= LAST_INDEX { FIRST_INDEX } else { inner.index + 2 };
+        let record = make(host, inner.index);
+        match self.write(Some(&record), None, Some(inner.index)) {
+            Ok(()) => {
+                inner.by_id.insert(record.id.clone(), record.clone());
+                Ok(record)
+            }
+            Err(error) => {
+                inner.pool.freed(host, Duration::ZERO);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a record again: its ADD has been answered, or its limits changed.
+    pub fn update(&self, record: &Record) -> Result<(), RecordError> {
+        let mut inner = self.lock();
+        self.write(Some(record), None, None)?;
+        inner.by_id.insert(record.id.clone(), record.clone());
+        Ok(())
+    }
+
+    /// Removes a record; its address rests from now.
+    pub fn remove(&self, id: &AttachmentId) -> Result<(), RecordError> {
+        let mut inner = self.lock();
+        let Some(record) = inner.by_id.get(id).cloned() else { return Ok(()) };
+        let now = since_boot();
+        self.write(None, Some((&record, now)), None)?;
+        inner.by_id.remove(id);
+        inner.pool.freed(record.host, now);
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        put: Option<&Record>,
+        remove: Option<(&Record, Duration)>,
+        index: Option<u32>,
+    ) -> Result<(), RecordError> {
+        let write = self.database.begin_write().map_err(failed("written"))?;
+        {
+            let mut attachments = write.open_table(ATTACHMENTS).map_err(failed("written"))?;
+            let mut freed = write.open_table(FREED).map_err(failed("written"))?;
+            if let Some(record) = put {
+                let json = serde_json::to_vec(record)
+                    .map_err(|source| RecordError::Json { id: record.id.to_string(), source })?;
+                attachments.insert(record.id.to_string().as_str(), json.as_slice()).map_err(failed("written"))?;
+                freed.remove(record.host).map_err(failed("written"))?;
+            }
+            if let Some((record, when)) = remove {
+                attachments.remove(record.id.to_string().as_str()).map_err(failed("written"))?;
+                let when = u64::try_from(when.as_millis()).unwrap_or(u64::MAX);
+                freed.insert(record.host, when).map_err(failed("written"))?;
+            }
+            if let Some(index) = index {
+                let mut meta = write.open_table(META).map_err(failed("written"))?;
+                meta.insert("index", index.to_string().as_str()).map_err(failed("written"))?;
+            }
+        }
+        write.commit().map_err(failed("written"))
+    }
+}
+
+fn parse(id: &str, json: &[u8]) -> Result<Record, RecordError> {
+    serde_json::from_slice(json).map_err(|source| RecordError::Json { id: id.to_owned(), source })
+}

@@ -1,0 +1,61 @@
+//! Level-triggered: from the intent and the records to what the kernel holds, over and over.
+//!
+//! One thread works here. Each change of the intent is applied whole; a resync repairs what others broke and says what it
+//! was. Whatever fails is tried again at the next turn and shown meanwhile as the node's problem.
+
+mod pods;
+mod start;
+mod tenants;
+mod turn;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::args::Config;
+use crate::intent::Shared;
+use crate::live::{Live, locked};
+
+pub use start::StartError;
+pub use tenants::apply_namespaces;
+pub use turn::run;
+
+/// The agent's parts, as its threads share them.
+pub struct Agent {
+    /// The flags.
+    pub config: Config,
+    /// The intent.
+    pub shared: Arc<Shared>,
+    /// The node, once it has its subnet and its datapath.
+    pub live: OnceLock<Live>,
+    /// What is wrong, for a person.
+    pub problems: Mutex<Vec<String>>,
+    /// What resyncs had to repair, newest last.
+    pub repairs: Mutex<VecDeque<String>>,
+}
+
+/// How many repairs are remembered for `bulkhead agent status`.
+const REMEMBERED: usize = 20;
+
+impl Agent {
+    /// An agent with nothing done yet.
+    pub fn new(config: Config, shared: Arc<Shared>) -> Self {
+        let (problems, repairs) = (Mutex::default(), Mutex::default());
+        Self { config, shared, live: OnceLock::new(), problems, repairs }
+    }
+
+    /// Whether pods can be attached.
+    pub fn is_ready(&self) -> bool {
+        self.live.get().is_some()
+    }
+
+    fn repaired(&self, what: impl IntoIterator<Item = String>) {
+        let mut repairs = locked(&self.repairs);
+        for line in what {
+            tracing::warn!(repaired = line, "the resync repaired what something else had changed");
+            if repairs.len() == REMEMBERED {
+                repairs.pop_front();
+            }
+            repairs.push_back(line);
+        }
+    }
+}

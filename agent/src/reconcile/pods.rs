@@ -1,0 +1,92 @@
+//! The pods' part of a turn: maps as the records say, and what a resync looks after.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::datapath::abi::Port;
+use crate::kernel::{Link, Netlink, Op};
+use crate::live::{Live, locked};
+use crate::pods::record::Stage;
+use crate::pods::wire::{self, GROUP, WireError};
+use crate::pods::{Record, limit::Shaper};
+
+/// Writes every pod into the maps and clears what no record stands behind; returns how many entries were stale.
+pub(super) fn publish_all(live: &Live) -> Result<usize, crate::datapath::DatapathError> {
+    // The books are read again behind each lock: a DEL between them must not be undone.
+    for record in live.records.all() {
+        live.exclusively(&record.id, || match live.records.get(&record.id) {
+            Some(held) if held.stage == Stage::Attached => live.publish(&held),
+            _ => Ok(()),
+        })?;
+    }
+    let mut endpoints = locked(&live.datapath.endpoints);
+    let records = live.records.all();
+    let hosts: BTreeSet<u32> = records.iter().map(|record| record.host).collect();
+    let devices: BTreeSet<u32> = records.iter().map(|record| record.ifindex).chain([live.overlay]).collect();
+    endpoints.set_port(live.overlay, Port::Overlay)?;
+    endpoints.prune(&hosts, &devices)
+}
+
+/// Puts this agent's programs on every pod's device, in the place of an earlier agent's.
+pub(super) fn attach_all(live: &Live, host: &mut Netlink) -> Result<(), WireError> {
+    for record in live.records.all() {
+        if host.link_by_index(record.ifindex)?.is_some_and(|link| link.name == record.host_interface()) {
+            host.batch(host_ops(live, &record)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn host_ops<'a>(live: &'a Live, record: &Record) -> Result<Vec<Op<'a>>, WireError> {
+    let mut ops = vec![Op::clsact(record.ifindex).unless_present(), Op::link_up(record.ifindex)];
+    ops.extend(wire::pod_filters(&live.datapath.programs, record.ifindex)?);
+    ops.extend(wire::host_side(record, live.gateway()));
+    if let Some(limit) = record.limits.ingress {
+        ops.push(Op::tbf(&wire::shaper(record.ifindex, Shaper::of(limit))));
+    }
+    Ok(ops)
+}
+
+/// Compares each pod's host side with its record and repairs it; forgets pods that two sources agree are gone; removes
+/// devices that no record names. Returns what was done, in words.
+pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>, WireError> {
+    let mut done = Vec::new();
+    for record in live.records.all() {
+        let line = live.exclusively(&record.id, || match live.records.get(&record.id) {
+            Some(held) if held.stage == Stage::Attached => repair(live, host, &held),
+            _ => Ok(None),
+        })?;
+        done.extend(line);
+    }
+    let links = host.links()?;
+    let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
+    let orphans: Vec<&Link> = links.iter().filter(|link| link.group == GROUP && !known.contains(&link.index)).collect();
+    // Listed before the books were read, so a device of an ADD that runs now is in the books already.
+    for link in orphans {
+        host.apply(Op::link_delete(link.index).if_present())?;
+        done.push(format!("the device {} belonged to no pod and was removed", link.name));
+    }
+    Ok(done)
+}
+
+fn repair(live: &Live, host: &mut Netlink, record: &Record) -> Result<Option<String>, WireError> {
+    let device = record.host_interface();
+    let there = host.link_by_index(record.ifindex)?.is_some_and(|link| link.name == device);
+    if !there {
+        // The device went with its netns, and the netns is gone: two sources agree.
+        if !Path::new(&record.netns).exists() && live.forget(record).is_ok() {
+            return Ok(Some(format!("the pod {}/{} is gone; its address is free again", record.namespace, record.pod)));
+        }
+        tracing::error!(
+            pod = record.pod, namespace = %record.namespace, container_id = record.id.container_id(),
+            "the device {device} is gone while the pod's netns lives: something deleted it; delete the pod"
+        );
+        return Ok(None);
+    }
+    let wrong = wire::host_differences(record, host)?;
+    if wrong.is_empty() {
+        return Ok(None);
+    }
+    host.batch(host_ops(live, record)?)?;
+    Ok(Some(format!("pod {}/{}: {}", record.namespace, record.pod, wrong.join(", "))))
+}

@@ -1,0 +1,178 @@
+//! The reconciler's loop.
+
+use std::time::{Duration, Instant};
+
+use super::{Agent, apply_namespaces, pods, start, tenants};
+use crate::datapath::{DropLog, abi::StateValue};
+use crate::intent::Cache;
+use crate::kernel::Netlink;
+use crate::live::{Live, locked};
+use crate::node::overlay::Overlay;
+use crate::node::{cni_conf, underlay};
+
+/// The longest time without a look at drop events.
+const EVENTS: Duration = Duration::from_secs(1);
+
+/// Works until the process ends. `ready` is called once, when the node takes pods.
+pub fn run(agent: &Agent, cache: &Cache, ready: impl FnOnce()) {
+    take_up(agent);
+    let Some(live) = agent.live.get() else { return };
+    ready();
+    announce(agent);
+    let mut seen = 0;
+    let mut saved = 0;
+    let mut resync = Instant::now() + agent.config.resync;
+    loop {
+        let generation = agent.shared.wait_past(seen, resync.min(Instant::now() + EVENTS));
+        let due = Instant::now() >= resync;
+        if generation > seen || due {
+            let revision = agent.shared.read(|intent, _| intent.revision);
+            let problems = turn(agent, live, due);
+            // What failed is tried again at the next turn, which a resync brings at the latest.
+            *locked(&agent.problems) = problems;
+            seen = generation;
+            if revision != saved {
+                saved = revision;
+                save(agent, cache);
+            }
+        }
+        if due {
+            resync = Instant::now() + agent.config.resync;
+        }
+        for event in live.datapath.drops.take_events(100) {
+            DropLog::write(&event);
+        }
+    }
+}
+
+/// Tries to take the node up until it works; each reason is said once.
+fn take_up(agent: &Agent) {
+    let mut seen = 0;
+    let mut said = String::new();
+    loop {
+        match start::start(agent) {
+            Ok(live) => {
+                tracing::info!(
+                    node = %agent.config.node, gateway = %live.gateway(), mtu = live.geometry.mtu,
+                    pods = live.records.counts().0, "the node is up"
+                );
+                locked(&agent.problems).clear();
+                drop(agent.live.set(live));
+                return;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != said {
+                    tracing::warn!("the node cannot take pods: {text}");
+                    said.clone_from(&text);
+                }
+                *locked(&agent.problems) = vec![text];
+            }
+        }
+        seen = agent.shared.wait_past(seen, Instant::now() + Duration::from_secs(2));
+    }
+}
+
+fn announce(agent: &Agent) {
+    let config = &agent.config;
+    let Some(folder) = &config.cni_conf_dir else { return };
+    match cni_conf::write(folder, &config.run_dir.join("agent.sock"), &config.run_dir.join("spool")) {
+        Ok(true) => tracing::info!(folder = %folder.display(), "the CNI config is in place"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!("{error}");
+            locked(&agent.problems).push(error.to_string());
+        }
+    }
+}
+
+fn save(agent: &Agent, cache: &Cache) {
+    let intent = agent.shared.read(|intent, _| intent.clone());
+    if let Err(error) = cache.save(&intent) {
+        tracing::warn!("{error}");
+    }
+}
+
+/// One turn; returns what is wrong.
+fn turn(agent: &Agent, live: &Live, resync: bool) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut note = |what: Result<(), String>| problems.extend(what.err());
+    note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
+    let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, live));
+    let applied = locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses);
+    note(applied.map(drop).map_err(|error| error.to_string()));
+    note(pods::publish_all(live).map_err(|error| error.to_string()).map(|stale| {
+        if stale > 0 {
+            agent.repaired([format!("{stale} stale map entries cleared")]);
+        }
+    }));
+    match Netlink::here() {
+        Ok(mut host) => {
+            note(routes(agent, live, &mut host, &nodes, resync));
+            if resync {
+                note(repair(agent, live, &mut host));
+            }
+        }
+        Err(error) => note(Err(error.to_string())),
+    }
+    problems.extend(nodes.unusable);
+    problems.extend(standing(agent, live));
+    problems
+}
+
+fn routes(agent: &Agent, live: &Live, host: &mut Netlink, nodes: &tenants::Nodes, resync: bool) -> Result<(), String> {
+    let changes = start::routes_of(live).apply(host, &nodes.remote_addresses()).map_err(|error| error.to_string())?;
+    if resync {
+        agent.repaired(changes.into_iter().map(|change| format!("missing: {change}")));
+    }
+    Ok(())
+}
+
+/// Looks at everything of the node that somebody else might have changed.
+fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let overlay = start::overlay_of(&agent.config, live);
+    let (index, changes) = overlay.ensure(host).map_err(|e| text(&e))?;
+    if index != live.overlay {
+        // The programs and routes name the old device: a new start of the agent takes the new one up.
+        return Err("the overlay device was replaced by something; restart the agent".into());
+    }
+    agent.repaired(changes);
+    let state = live.datapath.state().map_err(|e| text(&e))?;
+    let bank = locked(&live.datapath.namespaces).bank();
+    let wanted = StateValue { bank, overlay_ifindex: live.overlay };
+    if state != wanted {
+        live.datapath.set_state(wanted).map_err(|e| text(&e))?;
+        agent.repaired(["the datapath's state word".to_owned()]);
+    }
+    Overlay::attach(host, live.overlay, &live.datapath.programs).map_err(|e| text(&e))?;
+    if start::firewall_if_needed(live).map_err(|e| text(&e))? {
+        agent.repaired(["the nftables rules".to_owned()]);
+    }
+    let unguarded = underlay::guard(host, &live.datapath.programs, false).map_err(|e| text(&e))?;
+    agent.repaired(unguarded.into_iter().map(|device| format!("the program on the underlay device {device}")));
+    agent.repaired(pods::look_after(live, host).map_err(|e| text(&e))?);
+    announce(agent);
+    Ok(())
+}
+
+/// What is wrong with the intent itself, though all of it was applied.
+fn standing(agent: &Agent, live: &Live) -> Vec<String> {
+    agent.shared.read(|intent, connection| {
+        let mut problems: Vec<String> = connection.problem.iter().chain(&connection.held).cloned().collect();
+        problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
+        let own = std::net::IpAddr::V4(agent.config.node_ip);
+        match (&intent.cluster, intent.nodes.get(&own)) {
+            (Some(cluster), Some(node)) => {
+                if cluster.networks.block_of(node.subnets) != Ok(live.geometry.local_block)
+                    || cluster.networks.pools().next() != live.networks.pools().next()
+                {
+                    problems.push("the ledger gives this node another subnet than its pods have; drain the node and restart the agent".into());
+                }
+            }
+            (_, None) => problems.push("the ledger has no subnet for this node any more; its pods keep their addresses, other nodes do not reach them".into()),
+            (None, _) => problems.push("the ledger has no cluster entry".into()),
+        }
+        problems
+    })
+}

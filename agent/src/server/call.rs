@@ -1,0 +1,128 @@
+//! One CNI call: which operation, on which attachment, and how its outcome is told to the runtime.
+
+use std::os::fd::OwnedFd;
+
+use bulkhead_core::attachment::AttachmentId;
+use bulkhead_core::cni::{Code, Failure};
+use bulkhead_core::protocol::{CniCall, Command, Reply};
+use serde_json::Value;
+
+use super::{attach, detach};
+use crate::kernel::Netns;
+use crate::live::{Live, locked};
+use crate::pods::wire;
+use crate::reconcile::Agent;
+
+/// Carries out a call.
+pub(super) fn answer(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Reply {
+    let span = tracing::info_span!(
+        "cni",
+        command = ?call.command,
+        container_id = call.container_id,
+        namespace = call.args.get("K8S_POD_NAMESPACE").map_or("", String::as_str),
+        pod = call.args.get("K8S_POD_NAME").map_or("", String::as_str),
+    );
+    let _entered = span.enter();
+    let answer = carry_out(agent, call, netns);
+    match answer {
+        Ok(reply) => {
+            tracing::debug!("done");
+            reply
+        }
+        Err(failure) => {
+            tracing::warn!(code = failure.code.number(), details = failure.details, "{}", failure.msg);
+            Reply::Failed(failure)
+        }
+    }
+}
+
+fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Reply, Failure> {
+    let live = ready(agent);
+    match call.command {
+        Command::Add => {
+            let (id, netns) = (named(call)?, passed(netns)?);
+            let live = live?;
+            // A runtime may use a container ID again before its old DEL was carried out.
+            super::spool::drain_one(agent, live, &id);
+            live.exclusively(&id, || attach::add(agent, live, call, &id, &netns)).map(Reply::Attached).map_err(attach::failure)
+        }
+        Command::Del => {
+            let id = named(call)?;
+            let live = live?;
+            live.exclusively(&id, || detach::del(live, &id)).map(|()| Reply::Done).map_err(detach::failure)
+        }
+        Command::Check => {
+            let (id, netns) = (named(call)?, passed(netns)?);
+            let live = live?;
+            live.exclusively(&id, || check(live, call, &id, &netns)).map(|()| Reply::Done)
+        }
+        Command::Gc => collect(live?, call).map(|()| Reply::Done),
+        Command::Status => status(live?).map(|()| Reply::Done),
+    }
+}
+
+fn named(call: &CniCall) -> Result<AttachmentId, Failure> {
+    call.attachment().map_err(|error| Failure::new(Code::InvalidEnvironment, error.to_string(), ""))
+}
+
+fn passed(netns: Option<OwnedFd>) -> Result<Netns, Failure> {
+    let missing = || Failure::new(Code::InvalidEnvironment, "no network namespace came with the call", "");
+    let netns = Netns::from_file(netns.ok_or_else(missing)?);
+    netns.map_err(|error| Failure::new(Code::InvalidEnvironment, error.to_string(), ""))
+}
+
+fn ready(agent: &Agent) -> Result<&Live, Failure> {
+    agent.live.get().ok_or_else(|| {
+        let why = locked(&agent.problems).join("; ");
+        Failure::new(Code::TryAgainLater, "this node's network is not ready", why)
+    })
+}
+
+/// CHECK: as ADD left it? Compared with the record, the kernel and the runtime's own `prevResult`.
+fn check(live: &Live, call: &CniCall, id: &AttachmentId, netns: &Netns) -> Result<(), Failure> {
+    use std::os::fd::AsFd;
+    let failed = |details: String| Failure::new(Code::CheckFailed, "the pod's network is not as ADD left it", details);
+    let record = live.records.get(id).ok_or_else(|| {
+        Failure::new(Code::UnknownContainer, format!("no attachment {id} is known"), "delete the pod; its network is gone")
+    })?;
+    let mut wrong = wire::differences(&record, netns.as_fd(), live.gateway()).map_err(|error| failed(error.to_string()))?;
+    let told = call.config.get("prevResult").and_then(|result| result.get("ips")).and_then(Value::as_array);
+    let told: Vec<&str> = told.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str()).collect();
+    for address in &record.addresses {
+        if !told.is_empty() && !told.iter().any(|text| text.split('/').next() == Some(address.to_string().as_str())) {
+            wrong.push(format!("prevResult does not have the pod's address {address}"));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(failed(wrong.join("; "))) }
+}
+
+/// GC: every attachment that the runtime does not list goes. Goes on past errors and reports them all.
+fn collect(live: &Live, call: &CniCall) -> Result<(), Failure> {
+    let listed = call.config.get("cni.dev/valid-attachments").and_then(Value::as_array);
+    let Some(listed) = listed else {
+        let msg = "the config has no list cni.dev/valid-attachments; nothing was removed";
+        return Err(Failure::new(Code::InvalidConfig, msg, ""));
+    };
+    let field = |item: &Value, name: &str| item.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let valid: Vec<AttachmentId> = listed
+        .iter()
+        .map(|item| AttachmentId::new(field(item, "containerID"), field(item, "ifname")))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::new(Code::InvalidConfig, error.to_string(), "nothing was removed"))?;
+    let mut failed = Vec::new();
+    for record in live.records.all().into_iter().filter(|record| !valid.contains(&record.id)) {
+        tracing::info!(pod = record.pod, container_id = record.id.container_id(), "GC removes an attachment");
+        if let Err(error) = live.exclusively(&record.id, || detach::del(live, &record.id)) {
+            failed.push(error.to_string());
+        }
+    }
+    let (left, msg) = (failed.len(), "some attachments could not be removed");
+    if left == 0 { Ok(()) } else { Err(Failure::new(Code::Kernel, msg, failed.join("; "))) }
+}
+
+fn status(live: &Live) -> Result<(), Failure> {
+    if live.records.counts().1 == 0 {
+        return Err(Failure::new(Code::Unavailable, "no address of this node's subnet is free", "delete pods"));
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Carries out the DELs that came while no agent was there.
+
+use std::fs;
+use std::path::Path;
+
+use bulkhead_core::attachment::AttachmentId;
+use bulkhead_core::spool;
+
+use super::detach;
+use crate::live::Live;
+use crate::reconcile::Agent;
+
+fn folder(agent: &Agent) -> std::path::PathBuf {
+    agent.config.run_dir.join("spool")
+}
+
+/// All of them, when the node has come up.
+pub(super) fn drain(agent: &Agent) {
+    let (Some(live), folder) = (agent.live.get(), folder(agent)) else { return };
+    let Ok(entries) = fs::read_dir(&folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if let Some(id) = name.to_str().and_then(spool::parse_file_name) {
+            carry_out(live, &id, &entry.path());
+        }
+    }
+}
+
+/// One attachment's, before its ADD.
+pub(super) fn drain_one(agent: &Agent, live: &Live, id: &AttachmentId) {
+    let path = folder(agent).join(spool::file_name(id));
+    if path.exists() {
+        carry_out(live, id, &path);
+    }
+}
+
+fn carry_out(live: &Live, id: &AttachmentId, path: &Path) {
+    let content = match fs::read(path) {
+        Ok(content) => content,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "a spooled DEL cannot be read");
+            return;
+        }
+    };
+    match spool::parse(id, &content) {
+        Ok(_) => match live.exclusively(id, || detach::del(live, id)) {
+            Ok(()) => tracing::info!(container_id = id.container_id(), "carried out a spooled DEL"),
+            Err(error) => {
+                tracing::warn!(container_id = id.container_id(), %error, "a spooled DEL failed; it stays");
+                return;
+            }
+        },
+        Err(error) => tracing::warn!(path = %path.display(), %error, "removed a file of the spool that is no DEL"),
+    }
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "a spooled DEL cannot be removed");
+    }
+}
