@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bulkhead_controller::plan::{self, Policy, Step};
+use bulkhead_controller::plan::{self, Note, Policy, Step};
 use bulkhead_controller::state::State;
 use bulkhead_core::ledger::{ClusterEntry, LedgerKey, NodeEntry, parse};
 use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
@@ -44,12 +44,12 @@ enum Event {
     NodeNames(u8, u8),
     NodeGone(u8),
     Config(usize),
-    /// A controller sees what the store holds.
-    Look(usize),
+    /// The leader, or else the other controller, sees what the store holds.
+    Look(bool),
     /// A controller plans and sends.
-    Work(usize),
+    Work(bool),
     /// A controller plans and its write is on its way: whether it arrives is not known.
-    Launch(usize),
+    Launch(bool),
     /// The oldest write on its way arrives.
     Arrive,
     /// The leader's lease runs out and the other one leads.
@@ -59,7 +59,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let who = 0..NAMES.len();
     let node = 1u8..7;
-    let controller = 0usize..2;
+    let leader = proptest::bool::weighted(0.8);
     prop_oneof![
         4 => (who.clone(), prop::option::of(prop_oneof![Just(0), Just(-1), Just(5), 8..20i64]))
             .prop_map(|(who, number)| Event::Create(who, number)),
@@ -70,9 +70,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (node.clone(), 0u8..5).prop_map(|(node, block)| Event::NodeNames(node, block)),
         1 => node.prop_map(Event::NodeGone),
         1 => (0..CONFIGS.len()).prop_map(Event::Config),
-        5 => controller.clone().prop_map(Event::Look),
-        12 => controller.clone().prop_map(Event::Work),
-        3 => controller.prop_map(Event::Launch),
+        5 => leader.prop_map(Event::Look),
+        12 => leader.prop_map(Event::Work),
+        4 => leader.prop_map(Event::Launch),
         3 => Just(Event::Arrive),
         1 => Just(Event::Depose),
     ]
@@ -105,38 +105,54 @@ struct Model {
     ever: BTreeSet<u32>,
 }
 
+/// The namespaces of the ledger, with the create revisions of their entries.
+fn tenants(keys: &Keys, snapshot: &Snapshot) -> BTreeMap<Namespace, (i64, Tenant)> {
+    let read = |entry: &bulkhead_store::Entry| match LedgerKey::parse(entry.key.strip_prefix(&keys.ledger())?)? {
+        LedgerKey::Namespace(namespace) => Some((namespace, (entry.create_revision, parse(&entry.value).unwrap()))),
+        _ => None,
+    };
+    snapshot.entries.iter().filter_map(read).collect()
+}
+
 impl Model {
-    fn check(&mut self, keys: &Keys, snapshot: &Snapshot) {
-        let mut vnis = BTreeSet::new();
-        let mut networks = None;
-        let mut nodes: BTreeMap<IpAddr, NodeEntry> = BTreeMap::new();
-        let mut fresh = Vec::new();
-        for entry in &snapshot.entries {
-            let Some(key) = entry.key.strip_prefix(&keys.ledger()).and_then(LedgerKey::parse) else { continue };
-            match key {
-                LedgerKey::Namespace(namespace) => {
-                    let tenant: Tenant = parse(&entry.value).unwrap();
-                    let vni = tenant.vni.get();
-                    assert!(vnis.insert(vni), "two namespaces have the VNI {vni}");
-                    let before = self.vnis.insert((namespace.clone(), entry.create_revision), vni);
-                    assert!(before.is_none_or(|before| before == vni), "the VNI of {namespace} changed");
-                    if before.is_none() {
-                        fresh.push((namespace, entry.mod_revision, tenant));
-                    }
-                }
-                LedgerKey::Node(address) => drop(nodes.insert(address, parse(&entry.value).unwrap())),
-                LedgerKey::Cluster => networks = Some(parse::<ClusterEntry>(&entry.value).unwrap().networks),
-            }
+    /// Judges one step by what was before and after it.
+    fn check(&mut self, keys: &Keys, before: &Snapshot, step: &Step, after: &Snapshot) {
+        let now = tenants(keys, after);
+        let vnis: BTreeSet<_> = now.values().map(|(_, tenant)| tenant.vni).collect();
+        assert_eq!(vnis.len(), now.len(), "two namespaces have one VNI");
+        let importing = before.get(&keys.numbers()).is_none();
+        let moves: Vec<_> = step.notes().iter().filter(|note| matches!(note, Note::Moved { .. })).collect();
+        if let [Note::Moved { namespace, to, action: "join", .. }] = moves[..] {
+            let record = before.get(&keys.netnamespace(namespace)).unwrap();
+            let target = NetNamespaceRecord::parse(&record.value).unwrap().namespace;
+            let (_, target) = &tenants(keys, before)[&Namespace::new(target).unwrap()];
+            assert_eq!(target.net_id, *to, "{namespace} joined a network that its target is not in");
         }
-        for (namespace, revision, tenant) in fresh {
+        let joins = step.notes().iter().any(|note| matches!(note, Note::Moved { action: "join", .. }));
+        for (namespace, (created, tenant)) in &now {
+            let known = self.vnis.insert((namespace.clone(), *created), tenant.vni.get());
+            assert!(known.is_none_or(|known| known == tenant.vni.get()), "the VNI of {namespace} changed");
             // A number of before comes back only to somebody who asked for it by name.
-            if !self.ever.insert(tenant.vni.get()) {
-                let record = snapshot.get(&keys.netnamespace(&namespace)).expect("born with a record");
-                let record = NetNamespaceRecord::parse(&record.value).unwrap();
-                let asked = snapshot.get(&keys.netnamespace(&namespace)).map(|entry| entry.mod_revision)
-                    == Some(revision)
-                    || record.net_id == Some(tenant.net_id.get().into());
-                assert!(asked && tenant.vni.get() < 20, "{namespace} was given {} a second time", tenant.vni);
+            if known.is_none() && !self.ever.insert(tenant.vni.get()) {
+                let record = before.get(&keys.netnamespace(namespace)).expect("born without a record");
+                let asked = NetNamespaceRecord::parse(&record.value).unwrap().net_id;
+                assert_eq!(asked, Some(tenant.vni.get().into()), "{namespace} was given a number of before");
+            }
+            self.ever.insert(tenant.net_id.get());
+            let alone = || now.iter().all(|(other, (_, with))| other == namespace || with.net_id != tenant.net_id);
+            let fresh = step.notes().iter().any(|note| match note {
+                Note::Born(born, _) => born == namespace && !importing,
+                Note::Moved { namespace: moved, action, .. } => moved == namespace && *action == "isolate" && !joins,
+                _ => false,
+            });
+            assert!(!fresh || tenant.net_id.is_global() || alone(), "{namespace} shares a network of its own");
+        }
+        let (mut networks, mut nodes) = (None, BTreeMap::<IpAddr, NodeEntry>::new());
+        for entry in &after.entries {
+            match entry.key.strip_prefix(&keys.ledger()).and_then(LedgerKey::parse) {
+                Some(LedgerKey::Node(address)) => drop(nodes.insert(address, parse(&entry.value).unwrap())),
+                Some(LedgerKey::Cluster) => networks = Some(parse::<ClusterEntry>(&entry.value).unwrap().networks),
+                _ => {}
             }
         }
         let mut blocks = BTreeSet::new();
@@ -145,7 +161,7 @@ impl Model {
             let block = networks.block_of(node.subnets).expect("a subnet outside the network");
             assert!(blocks.insert(block), "{address} has somebody's subnet");
             let queued = keys.released_subnet(node.subnets.iter().next().unwrap());
-            assert!(snapshot.get(&queued).is_none(), "{queued} is in use");
+            assert!(after.get(&queued).is_none(), "{queued} is in use");
         }
     }
 }
@@ -174,6 +190,10 @@ impl World {
         world
     }
 
+    fn who(&self, leader: bool) -> usize {
+        if leader { self.leader } else { 1 - self.leader }
+    }
+
     async fn write(&self, key: &str, value: &str) {
         assert!(self.store.commit(Txn::new().put(key, value)).await.unwrap().done().is_some());
     }
@@ -200,12 +220,13 @@ impl World {
 
     /// Sends a step under a fence; a step under a former one must be refused for it.
     async fn send(&mut self, fence: &Fence, step: &Step) -> Option<i64> {
+        let before = self.list().await;
         let leads = self.controllers[self.leader].fence.as_ref() == Some(fence);
         match self.store.commit(step.txn(fence)).await.unwrap() {
             Outcome::Done { revision } => {
                 assert!(leads, "a former leader moved the ledger");
-                let snapshot = self.list().await;
-                self.model.check(&self.keys, &snapshot);
+                let after = self.list().await;
+                self.model.check(&self.keys, &before, step, &after);
                 Some(revision)
             }
             Outcome::Conflict(conflict) => {
@@ -273,9 +294,9 @@ impl World {
                 let _outcome = self.store.commit(Txn::new().delete(self.keys.subnet(address(node)))).await.unwrap();
             }
             Event::Config(which) => self.write(&keys::config(keys::DEFAULT_PREFIX), CONFIGS[which]).await,
-            Event::Look(who) => self.look(who).await,
-            Event::Work(who) => drop(self.work(who).await),
-            Event::Launch(who) => self.on_the_way.extend(self.plan(who)),
+            Event::Look(leader) => self.look(self.who(leader)).await,
+            Event::Work(leader) => drop(self.work(self.who(leader)).await),
+            Event::Launch(leader) => self.on_the_way.extend(self.plan(self.who(leader))),
             Event::Arrive => {
                 if !self.on_the_way.is_empty() {
                     let (fence, step) = self.on_the_way.remove(0);
@@ -341,7 +362,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_in_whatever_order_no_number_is_given_twice_and_all_comes_to_rest(
-        events in prop::collection::vec(event(), 1..90),
+        events in prop::collection::vec(event(), 1..150),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
