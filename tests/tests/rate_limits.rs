@@ -1,0 +1,99 @@
+//! A pod's rate is what was asked for, each direction, 1 Mbit/s to 1 Gbit/s: TCP payload within 2 % of what headers leave of
+//! it, a pod beside it untouched, and no way around it from inside.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::error::promised;
+use bulkhead_tests::flow::PacketFlow;
+use bulkhead_tests::frame;
+use bulkhead_tests::goodput::{self, bits, rate};
+use bulkhead_tests::packet::PacketSocket;
+use bulkhead_tests::{Endpoint, Lab, LabError, PodSpec};
+
+const WINDOW: Duration = Duration::from_secs(5);
+const RATES: [u32; 4] = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
+
+fn within_two_percent(lab: &Lab, from: &Endpoint, to: &Endpoint, limit: u32, what: &str) -> Result<(), LabError> {
+    // The burst, and what lies in queues, is spent first; slow links have long queues in time.
+    let warm_up = if limit <= 10_000_000 { Duration::from_secs(4) } else { Duration::from_secs(1) };
+    let seen = goodput::tcp(from, to, warm_up, WINDOW)?;
+    let expected = f64::from(limit) * goodput::share_of_payload(lab.node(0).status()?.mtu);
+    println!("    {what} {}: {} of {}", rate(f64::from(limit)), rate(seen), rate(expected));
+    promised((seen / expected - 1.0).abs() <= 0.02, || {
+        format!("{what} {}: payload {} is not within 2 % of {}", rate(f64::from(limit)), rate(seen), rate(expected))
+    })
+}
+
+#[test]
+fn a_pods_rate_is_what_was_asked_for() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(2).start()?;
+    lab.create_tenants(&["a"])?;
+    let (near, far) = (lab.pod(0, "a", "near")?, lab.pod(1, "a", "far")?);
+    for limit in RATES {
+        let pod = lab.pod_with(0, "a", &format!("limited{limit}"), &PodSpec::limited(limit.into(), limit.into()))?;
+        pod.check()?;
+        // Across nodes and on one node: the two ways of delivery.
+        for other in [near.endpoint(), far.endpoint()] {
+            within_two_percent(&lab, pod.endpoint(), other, limit, "egress")?;
+            within_two_percent(&lab, other, pod.endpoint(), limit, "ingress")?;
+        }
+        pod.delete()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_limit_binds_its_pod_only_and_cannot_be_bypassed() -> Result<(), LabError> {
+    const LIMIT: u32 = 10_000_000;
+    let lab = Lab::builder().nodes(2).start()?;
+    lab.create_tenants(&["a"])?;
+    let limited = lab.pod_with(0, "a", "limited", &PodSpec::limited(LIMIT.into(), LIMIT.into()))?;
+    let (free, sink, far) = (lab.pod(0, "a", "free")?, lab.pod(0, "a", "sink")?, lab.pod(1, "a", "far")?);
+    println!("an unlimited pod beside it is untouched");
+    let ping = PacketFlow::ping(free.endpoint(), far.address())?;
+    std::thread::scope(|scope| -> Result<(), LabError> {
+        let busy = scope.spawn(|| goodput::tcp(limited.endpoint(), far.endpoint(), WINDOW / 5, WINDOW / 2));
+        let seen = goodput::tcp(free.endpoint(), sink.endpoint(), WINDOW / 5, WINDOW / 5)?;
+        println!("    beside: {}", rate(seen));
+        promised(seen > f64::from(LIMIT) * 20.0, || format!("the pod beside gets {}", rate(seen)))?;
+        busy.join().map_err(|_| LabError::ThreadGone("busy".into()))?.map(drop)
+    })?;
+    let loss = ping.stop();
+    promised(loss.is_none(), || format!("the pod beside lost packets: {loss}"))?;
+    println!("PACKET_QDISC_BYPASS stays within 1.25 times the limit");
+    for target in [&sink, &far] {
+        let passed = bypass(&limited, target)?;
+        println!("    to {}: {}", target.endpoint(), rate(passed));
+        promised(passed <= 1.25 * f64::from(LIMIT), || format!("{} went through a limit of 10 Mbit/s", rate(passed)))?;
+        promised(passed > 0.1 * f64::from(LIMIT), || format!("only {} went through", rate(passed)))?;
+    }
+    Ok(())
+}
+
+/// Floods by a packet socket that skips the qdisc; gives what the target's device received, in bits per second after the
+/// first second.
+fn bypass(from: &bulkhead_tests::Pod, to: &bulkhead_tests::Pod) -> Result<f64, LabError> {
+    let socket = PacketSocket::open(from.netns(), "eth0")?.bypass_qdisc()?;
+    let packet = frame::udp((from.address(), 1), (to.address(), 9), &[0; 1300]);
+    let frame = frame::ethernet(from.host_mac(), from.mac(), frame::IPV4, &packet);
+    let flood = |time: Duration| {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            for _ in 0..64 {
+                let _ = socket.try_send(&frame);
+            }
+        }
+        begin.elapsed()
+    };
+    flood(Duration::from_secs(1));
+    let before = received(to)?;
+    let took = flood(Duration::from_secs(3));
+    Ok(bits(received(to)? - before) / took.as_secs_f64())
+}
+
+fn received(pod: &bulkhead_tests::Pod) -> Result<u64, LabError> {
+    let text = pod.netns().exec("ip", &["-s", "-j", "link", "show", "dev", "eth0"], &[])?;
+    let links: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let bytes = links[0]["stats64"]["rx"]["bytes"].as_u64();
+    bytes.ok_or_else(|| LabError::Broken(format!("no rx counter in {text}")))
+}
