@@ -1,0 +1,218 @@
+//! CNI calls that are wrong, through the real plugin and agent: each refused with its code, a text and no effect.
+
+use std::collections::BTreeMap;
+
+use bulkhead_tests::error::promised;
+use bulkhead_tests::leak::Holdings;
+use bulkhead_tests::probe::expect_reaches;
+use bulkhead_tests::runtime::{Answer, Call, Container};
+use bulkhead_tests::{Lab, LabError, Node, Pod};
+use serde_json::json;
+
+/// Refused: a non-zero exit and one JSON error on stdout with one of these codes.
+fn refused(what: &str, answer: &Answer, codes: &[u64]) -> Result<(), LabError> {
+    let json = answer.json();
+    let right = answer.exit != 0
+        && answer.code().is_some_and(|code| codes.contains(&code))
+        && json["msg"].as_str().is_some_and(|text| !text.is_empty())
+        && json["cniVersion"].is_string();
+    println!("    {what}: code {}, {}", json["code"], json["msg"]);
+    promised(right, || {
+        format!("{what}: exit {}, wanted a code of {codes:?}, got {}{}", answer.exit, answer.stdout, answer.stderr)
+    })
+}
+
+fn call(node: &Node, container: &Container, change: impl FnOnce(&mut Call)) -> Result<Answer, LabError> {
+    let mut call = node.cni().call_for("ADD", container);
+    change(&mut call);
+    call.run()
+}
+
+#[test]
+fn a_wrong_call_is_refused_and_changes_nothing() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).start()?;
+    lab.create_tenants(&["a"])?;
+    let node = lab.node(0);
+    let stays = lab.pod(0, "a", "stays")?;
+    lab.pod(0, "a", "first")?.delete()?;
+    let (netns, container) = node.sandbox("a", "p", "eth0")?;
+    let before = Holdings::of(node)?;
+    stdin(node, &container)?;
+    environment(node, &container)?;
+    bandwidth(node, &container)?;
+    println!("interfaces and namespaces");
+    netns.ip("link add eth0 type dummy")?;
+    refused("an interface that exists", &call(node, &container, |_| {})?, &[100])?;
+    netns.ip("link del eth0")?;
+    let difference = before.difference(&Holdings::of(node)?);
+    promised(difference.is_empty(), || format!("refused calls left something:\n{difference}"))?;
+    println!("the same container is attached after all of that, twice the same result, and another interface");
+    let first = call(node, &container, |_| {})?.ok("ADD")?;
+    let again = call(node, &container, |_| {})?;
+    promised(again.exit != 0 || again.json() == first.json(), || format!("{} then {}", first.stdout, again.stdout))?;
+    node.cni().call_for("DEL", &container).run()?.ok("DEL")?;
+    expect_reaches(stays.endpoint(), node.host())?;
+    del_check_gc(node, &stays)
+}
+
+fn stdin(node: &Node, container: &Container) -> Result<(), LabError> {
+    println!("stdin");
+    let raw = |bytes: &[u8]| call(node, container, |call| call.raw_stdin = Some(bytes.to_vec()));
+    refused("empty", &raw(b"")?, &[6, 7])?;
+    refused("not JSON", &raw(b"{\"cniVersion\":")?, &[6])?;
+    refused("a JSON list", &raw(b"[]")?, &[6, 7])?;
+    refused("10 MB of spaces", &raw(&vec![b' '; 10 << 20])?, &[5, 6, 7])?;
+    let deep = "[".repeat(200_000);
+    refused("deep nesting", &raw(deep.as_bytes())?, &[6, 7])?;
+    refused("bytes that are no text", &raw(&[0xff, 0xfe, 0])?, &[6])?;
+    for version in ["0.1.0", "0.2.0", "2.0.0", "x", ""] {
+        let answer = call(node, container, |call| {
+            call.with("cniVersion", version.into());
+        })?;
+        refused(&format!("version {version:?}"), &answer, &[1, 7])?;
+    }
+    for name in ["", "../x", "a/b", "a\0b"] {
+        let answer = call(node, container, |call| {
+            call.with("name", name.into());
+        })?;
+        refused(&format!("network name {name:?}"), &answer, &[7])?;
+    }
+    Ok(())
+}
+
+fn environment(node: &Node, container: &Container) -> Result<(), LabError> {
+    println!("environment");
+    for variable in ["CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
+        refused(
+            &format!("no {variable}"),
+            &call(node, container, |call| {
+                call.unset(variable);
+            })?,
+            &[4],
+        )?;
+        refused(
+            &format!("empty {variable}"),
+            &call(node, container, |call| {
+                call.set(variable, "");
+            })?,
+            &[4],
+        )?;
+    }
+    let host = format!("{}/host", node.dir().display());
+    drop(std::os::unix::fs::symlink(node.netns().path(), &host));
+    for (variable, value) in [
+        ("CNI_COMMAND", "PLUG"),
+        ("CNI_CONTAINERID", "../../etc/passwd"),
+        ("CNI_CONTAINERID", "-x"),
+        ("CNI_IFNAME", "a/b"),
+        ("CNI_IFNAME", ".."),
+        ("CNI_IFNAME", "sixteen-letters-"),
+        ("CNI_IFNAME", "with space"),
+        ("CNI_IFNAME", "a:b"),
+        ("CNI_IFNAME", "lo"),
+        ("CNI_NETNS", "/nowhere/at/all"),
+        ("CNI_NETNS", "/etc/passwd"),
+        ("CNI_NETNS", "/"),
+        ("CNI_NETNS", host.as_str()),
+        ("CNI_ARGS", "K8S_POD_NAMESPACE"),
+        ("CNI_ARGS", "K8S_POD_NAMESPACE=../a;K8S_POD_NAME=p"),
+        ("CNI_ARGS", "K8S_POD_NAME=p"),
+    ] {
+        let answer = call(node, container, |call| {
+            call.set(variable, value);
+        })?;
+        refused(&format!("{variable}={value}"), &answer, &[4, 7, 100])?;
+    }
+    std::fs::remove_file(&host).map_err(|source| LabError::Io { what: format!("remove {host}"), source })
+}
+
+fn bandwidth(node: &Node, container: &Container) -> Result<(), LabError> {
+    println!("bandwidth: 10X, 0, -1, 2P");
+    for value in
+        [json!("10X"), json!(0), json!(-1), json!(2_000_000_000_000_000_u64), json!(1.5), json!(999), json!({})]
+    {
+        for field in ["ingressRate", "egressRate"] {
+            let limits = json!({"bandwidth": {field: value}});
+            let answer = call(node, container, |call| {
+                call.with("runtimeConfig", limits);
+            })?;
+            if value == 0 {
+                // containerd writes 0 where a pod has a limit in the other direction only.
+                println!("    {field} 0: exit {}", answer.exit);
+                node.cni().call_for("DEL", container).run()?.ok("DEL")?;
+            } else {
+                refused(&format!("{field} {value}"), &answer, &[7])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn del_check_gc(node: &Node, stays: &Pod) -> Result<(), LabError> {
+    println!("DEL of what is not there succeeds; CHECK of it does not; GC removes what is not listed");
+    let (_netns, unknown) = node.sandbox("a", "unknown", "eth0")?;
+    let mut del = node.cni().call_for("DEL", &unknown);
+    del.run()?.ok("DEL of an unknown container")?;
+    del.unset("CNI_NETNS").run()?.ok("DEL without a namespace")?;
+    del.set("CNI_NETNS", "/nowhere/at/all").run()?.ok("DEL with a namespace that is gone")?;
+    let mut check = node.cni().call_for("CHECK", &unknown);
+    refused("CHECK without prevResult", &check.run()?, &[7])?;
+    check.with("prevResult", stays.result().clone());
+    refused("CHECK of an unknown container", &check.run()?, &[3, 103])?;
+    let (netns, listed) = node.sandbox("a", "listed", "eth0")?;
+    node.cni().call_for("ADD", &listed).run()?.ok("ADD")?;
+    let (gone_netns, gone) = node.sandbox("a", "gone", "eth0")?;
+    node.cni().call_for("ADD", &gone).run()?.ok("ADD")?;
+    drop(gone_netns);
+    let mut gc = node.cni().call("GC");
+    let keep = |container: &Container| json!({"containerID": container.id, "ifname": container.interface});
+    gc.with("cniVersion", "1.1.0".into())
+        .with("cni.dev/valid-attachments", json!([keep(stays.container()), keep(&listed)]));
+    gc.run()?.ok("GC")?;
+    let pods: BTreeMap<String, String> = node.pods()?.into_iter().map(|pod| (pod.pod, pod.container_id)).collect();
+    promised(pods.len() == 2 && pods.contains_key("stays") && pods.contains_key("listed"), || {
+        format!("after GC: {pods:?}")
+    })?;
+    stays.check()?;
+    let mut status = node.cni().call("STATUS");
+    status.with("cniVersion", "1.1.0".into()).run()?.ok("STATUS")?;
+    let version = node.cni().call("VERSION").run()?.ok("VERSION")?.json();
+    promised(version["supportedVersions"].as_array().is_some_and(|all| all.len() >= 4), || version.to_string())?;
+    node.kill_agent()?;
+    println!("without an agent: ADD 11, STATUS 50, DEL succeeds and is carried out later");
+    refused("ADD", &node.cni().call_for("ADD", &unknown).run()?, &[11])?;
+    refused("STATUS", &status.run()?, &[50])?;
+    node.cni().call_for("DEL", &listed).run()?.ok("DEL without an agent")?;
+    drop(netns);
+    node.start_agent()?;
+    bulkhead_tests::wait::until_or("the spooled DEL", std::time::Duration::from_secs(5), || {
+        let pods = node.pods().map_err(|error| error.to_string())?;
+        if pods.len() == 1 { Ok(()) } else { Err(format!("{pods:?}")) }
+    })
+}
+
+#[test]
+fn a_full_pool_is_told_and_becomes_free_again() -> Result<(), LabError> {
+    // 3 host bits: eight addresses, of which pods may have at most seven.
+    let lab = Lab::builder().nodes(1).network("10.77.0.0/24", 3).start()?;
+    lab.create_tenants(&["a"])?;
+    let node = lab.node(0);
+    let mut pods = Vec::new();
+    let answer = loop {
+        let (netns, container) = node.sandbox("a", &format!("p{}", pods.len()), "eth0")?;
+        let answer = node.cni().call_for("ADD", &container).run()?;
+        if answer.exit != 0 {
+            break answer;
+        }
+        pods.push((netns, container));
+        promised(pods.len() <= 7, || "more pods than addresses".into())?;
+    };
+    refused("a full pool", &answer, &[101, 11])?;
+    promised(pods.len() >= 5, || format!("full after {} pods", pods.len()))?;
+    println!("an address that is freed is given out while no other is left");
+    for (_, container) in &pods {
+        node.cni().call_for("DEL", container).run()?.ok("DEL")?;
+    }
+    let pod = lab.pod(0, "a", "again")?;
+    expect_reaches(pod.endpoint(), node.host())
+}
