@@ -153,7 +153,31 @@ pub fn version_answer(bytes: &[u8]) -> Result<Value, Failed> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+            let _ = version_answer(&bytes);
+        }
+
+        #[test]
+        fn any_value_in_any_field_is_answered_without_a_panic(
+            field in "cniVersion|name|socket|spool|dns|prevResult|cni.dev/valid-attachments",
+            value in r#"null|1|-1e9|"[a-z/\\PC]{0,9}"|\[\]|\{\}|\[1\]|\[\{"containerID":"c"\}\]|\[null\]"#,
+        ) {
+            let text = format!(r#"{{"cniVersion":"1.1.0","name":"n","{field}":{value}}}"#);
+            if let Ok(config) = parse(text.as_bytes()) {
+                for command in [Command::Add, Command::Del, Command::Check, Command::Gc, Command::Status] {
+                    let _ = config.check_for(command);
+                }
+                let _ = config.dns();
+            }
+        }
+    }
 
     fn config(extra: &Value) -> Result<Config, Failure> {
         let mut whole = json!({"cniVersion": "1.1.0", "name": "net", "type": "bulkhead-cni"});
