@@ -20,10 +20,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 #[command(name = "bulkhead", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     /// How results are printed
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Everywhere")]
     pub output: Format,
     /// Where the agent of this node listens
-    #[arg(long, env = "BULKHEAD_AGENT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET, hide_short_help = true)]
+    #[arg(long, env = "BULKHEAD_AGENT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET, help_heading = "Everywhere")]
     pub agent_socket: PathBuf,
     /// Which etcd.
     #[command(flatten)]
@@ -35,10 +35,10 @@ pub struct Cli {
 
 /// The whole command: its flags may stand before or after the verb.
 pub fn command() -> clap::Command {
-    // The short help of every verb would be mostly etcd's flags otherwise.
+    // The short help of every verb would be mostly of etcd and the socket otherwise.
     Cli::command().mut_args(|arg| {
-        let of_etcd = arg.get_id().as_str().starts_with("etcd_");
-        arg.global(true).hide_short_help(of_etcd)
+        let hidden = arg.get_id() != "output";
+        arg.global(true).hide_short_help(hidden)
     })
 }
 
@@ -207,7 +207,7 @@ pub enum ConfigVerb {
         #[arg(long, value_name = "BITS", default_value_t = 10)]
         host_subnet_length: u64,
         /// The services' network, as the API server has it
-        #[arg(long, value_name = "CIDR", default_value = "")]
+        #[arg(long, value_name = "CIDR", default_value = "", hide_default_value = true)]
         service_network: String,
         /// Whether namespaces are kept apart
         #[arg(long, value_enum, default_value_t)]

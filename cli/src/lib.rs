@@ -22,7 +22,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 
 use bulkhead_store::Store;
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
 use crate::args::{Cli, Command};
 use crate::cluster::Etcd;
@@ -66,7 +66,7 @@ async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) ->
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            let mut command = Cli::command();
+            let mut command = args::command();
             clap_complete::generate(shell, &mut command, "bulkhead", &mut script);
             console.raw(&script)
         }

@@ -1,6 +1,9 @@
 //! etcd failing under a command, and others writing the same records.
 
-use bulkhead_store::WriteFault;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bulkhead_store::{Compare, Txn, WriteFault};
+use serde_json::{Value, json};
 
 use crate::fixture::Cluster;
 
@@ -90,4 +93,37 @@ async fn an_unreachable_etcd_is_said() {
     cluster.store.faults().unwrap().unreachable(true);
     let errors = cluster.run("tenant list").await.refused();
     assert!(errors.contains("no etcd endpoint can be reached"), "{errors}");
+}
+
+/// A user whose tool counts in a field of its own, by compare-and-swap, while the CLI writes actions into the same
+/// record: a count that goes back is a write that the CLI has undone.
+#[tokio::test]
+async fn a_write_of_somebody_else_is_never_undone() {
+    let cluster = Cluster::leaderless().await;
+    cluster.write("blue", r#"{"NetName":"blue","NetID":10,"Action":"","Namespace":"","Count":0}"#).await;
+    let (store, key) = (cluster.twin.store(), cluster.keys.netnamespace(&"blue".parse().unwrap()));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let counter = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let entry = runtime.block_on(store.get(&key)).unwrap().unwrap();
+                let mut record: Value = serde_json::from_slice(&entry.value).unwrap();
+                assert_eq!(record["Count"], count, "a count was undone");
+                (record["Count"], record["Action"]) = (json!(count + 1), json!(""));
+                let txn = Txn::new().when(Compare::unchanged(&entry)).put(&key, record.to_string());
+                count += i32::from(runtime.block_on(store.commit(txn)).unwrap().done().is_some());
+                std::thread::yield_now();
+            }
+            count
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let typist = scope.spawn(move || {
+            (0..300).filter(|_| runtime.block_on(cluster.run("tenant isolate blue --no-wait")).code == 0).count()
+        });
+        let written = typist.join().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        assert!(counter.join().unwrap() > 0 && written > 0, "{written} of 300 were written");
+    });
 }

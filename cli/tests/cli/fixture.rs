@@ -51,7 +51,6 @@ pub struct Cluster {
     /// The CLI's own client: faults injected here leave the leader alone.
     pub store: Store,
     pub keys: Keys,
-    #[expect(dead_code, reason = "lives as long as the cluster")]
     leader: Option<Leader>,
 }
 
