@@ -13,6 +13,7 @@ use super::socket::{Netlink, ReceiveError, serialize};
 const OPS_PER_SEND: usize = 128;
 /// As many bytes go out in one send, well under the default send buffer of 208 KiB.
 const BYTES_PER_SEND: usize = 64 * 1024;
+
 /// The first operation of one send that was not done, and how many after it were not done either.
 struct Failure {
     first: usize,

@@ -85,7 +85,7 @@ impl KernelError {
     }
 }
 
-/// A batch of which at least one operation was not done. All others of the batch's answered part were tried; the caller undoes.
+/// A batch of which at least one operation was not done. Those after it were tried all the same (see [`super::Netlink::batch`]).
 #[derive(Debug, thiserror::Error)]
 #[error("operation {} of {of} failed{}: {source}", .index + 1, also(*.further))]
 pub struct BatchError {

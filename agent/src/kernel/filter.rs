@@ -37,7 +37,7 @@ pub struct BpfFilterSpec<'fd> {
     pub index: u32,
     /// Which packets.
     pub hook: Hook,
-    /// The order among filters, from 1, the first; 0 is refused by the kernel's choice of another.
+    /// The order among filters, from 1, the first. With 0 the kernel chooses, and no later operation finds the place again.
     pub priority: u16,
     /// The filter's number within its priority, from 1.
     pub handle: u32,

@@ -23,6 +23,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_GROUP: u16 = 27;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_GSO_MAX_SIZE: u16 = 41;
+const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VXLAN_LEARNING: u16 = 7;
@@ -64,6 +65,8 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// The largest segment that the stack hands to the device, in bytes.
     pub gso_max_size: Option<u32>,
+    /// The same for IPv4, where the kernel tells them apart (6.3 and newer).
+    pub gso_ipv4_max_size: Option<u32>,
     /// What sets a VXLAN device apart.
     pub vxlan: Option<VxlanState>,
 }
@@ -213,6 +216,7 @@ fn parse(reply: &Reply<'_>) -> Option<Link> {
         peer_index: attributes.u32(IFLA_LINK),
         peer_netns: attributes.u32(IFLA_LINK_NETNSID).map(u32::cast_signed),
         gso_max_size: attributes.u32(IFLA_GSO_MAX_SIZE),
+        gso_ipv4_max_size: attributes.u32(IFLA_GSO_IPV4_MAX_SIZE),
         vxlan,
     })
 }
@@ -243,6 +247,7 @@ mod tests {
                 .unwrap();
             let link = pod.host.link_by_index(index).unwrap().unwrap();
             assert_eq!((link.mtu, link.gso_max_size, link.group), (1400, Some(9000), 7));
+            assert_eq!(link.gso_ipv4_max_size.unwrap_or(9000), 9000);
             assert!(link.noarp && link.up && link.running && !link.loopback);
             let links = pod.host.links().unwrap();
             assert!(links.contains(&link) && links.iter().any(|link| link.loopback && link.up), "{links:?}");

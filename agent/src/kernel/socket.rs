@@ -53,6 +53,7 @@ impl Netlink {
     }
 
     /// Opens a socket in another network namespace. The calling thread stays where it is; the socket may be used by any thread.
+    /// The namespace lives as long as the socket: drop it when the work is done.
     pub fn within(netns: BorrowedFd<'_>) -> Result<Self, KernelError> {
         netns::inside(netns, "open a netlink socket in a pod's network namespace", Self::here)?
     }
@@ -95,8 +96,12 @@ impl Netlink {
     ) -> Result<Vec<T>, KernelError> {
         for _ in 0..DUMP_TRIES {
             let sequence = self.request(operation, message, NLM_F_DUMP)?;
-            if let Some(listed) = self.read_dump(operation, sequence, &mut read)? {
-                return Ok(listed);
+            match self.read_dump(operation, sequence, &mut read) {
+                Ok(None) => {}
+                // An earlier listing was given up half-way; reading drives it to its end.
+                Err(KernelError::Refused { errno: Errno::BUSY, .. }) => self.drain(),
+                Ok(Some(listed)) => return Ok(listed),
+                Err(error) => return Err(error),
             }
         }
         Err(KernelError::Unsettled { operation: operation.into(), tries: DUMP_TRIES })
@@ -173,9 +178,23 @@ impl Netlink {
         }
     }
 
+    /// Reads and forgets what is queued.
+    fn drain(&mut self) {
+        while !matches!(self.receive(true), Err(ReceiveError::Silence | ReceiveError::Failed(_))) {}
+    }
+
     pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
+    }
+}
+
+impl std::fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Netlink")
+            .field("socket", &self.socket)
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
     }
 }
 
@@ -210,8 +229,66 @@ fn receive_failed(operation: &str, error: &ReceiveError) -> KernelError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::in_new_netns;
-    use super::super::fixture::wired_pod;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use netlink_packet_route::link::LinkMessage;
+
+    use super::super::fixture::{in_new_netns, new_netns, veth_spec, wired_pod};
+    use super::super::{Op, VethSpec};
+    use super::*;
+
+    /// Makes `count` devices, enough to need several datagrams for a listing.
+    fn fill(netlink: &mut Netlink, peers: &impl AsFd, count: u32) -> Vec<u32> {
+        let specs = (0..count).map(|n| VethSpec {
+            host_index: Some(100 + n),
+            peer_name: format!("eth{n}").parse().unwrap(),
+            ..veth_spec(&format!("vethtest{n}"), peers.as_fd())
+        });
+        netlink.batch(specs.map(|spec| Op::veth(&spec)).collect()).unwrap();
+        (100..100 + count).collect()
+    }
+
+    fn listed(netlink: &mut Netlink) -> Vec<u32> {
+        netlink.links().unwrap().iter().map(|link| link.index).collect()
+    }
+
+    #[test]
+    fn a_listing_that_was_given_up_does_not_block_the_next() {
+        in_new_netns(|| {
+            let peers = new_netns();
+            let mut netlink = Netlink::here().unwrap();
+            let wanted = fill(&mut netlink, &peers, 150);
+            netlink.request("list", &RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP).unwrap();
+            let links = listed(&mut netlink);
+            assert!(wanted.iter().all(|index| links.contains(index)));
+        });
+    }
+
+    #[test]
+    fn a_listing_is_whole_while_links_come_and_go() {
+        in_new_netns(|| {
+            let peers = new_netns();
+            let mut netlink = Netlink::here().unwrap();
+            let wanted = fill(&mut netlink, &peers, 150);
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut churn = Netlink::here().unwrap();
+                    let other = new_netns();
+                    while !done.load(Ordering::Relaxed) {
+                        let spec = VethSpec { host_index: Some(99), ..veth_spec("churn", other.as_fd()) };
+                        churn.apply(Op::veth(&spec)).unwrap();
+                        churn.apply(Op::link_delete(99)).unwrap();
+                    }
+                });
+                for _ in 0..50 {
+                    let links = listed(&mut netlink);
+                    assert!(wanted.iter().all(|index| links.iter().filter(|link| *link == index).count() == 1));
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        });
+    }
 
     #[test]
     fn an_answer_larger_than_the_buffer_is_asked_for_again() {

@@ -26,7 +26,7 @@ const SECOND_NS: u128 = 1_000_000_000;
 pub struct TbfSpec {
     /// The device.
     pub index: u32,
-    /// The rate in bytes per second, at least 1.
+    /// The rate in bytes per second; 0 is taken for 1, for the kernel would take it for no limit.
     pub bytes_per_second: u64,
     /// The bucket in bytes: so much passes at once. Less than the MTU and the kernel drops full-sized packets.
     pub burst_bytes: u32,
@@ -46,17 +46,25 @@ pub struct Tbf {
 }
 
 impl TbfSpec {
+    fn rate(&self) -> u64 {
+        self.bytes_per_second.max(1)
+    }
+
+    /// The time that the bucket takes to fill, in ticks.
+    fn exact_ticks(&self) -> u128 {
+        u128::from(self.burst_bytes) * SECOND_NS / u128::from(self.rate()) / TICK_NS
+    }
+
     fn burst_ticks(&self) -> u32 {
-        let ticks = u128::from(self.burst_bytes) * SECOND_NS / u128::from(self.bytes_per_second.max(1)) / TICK_NS;
         // Slower than that the old field cannot tell; the kernel obeys TCA_TBF_BURST, and shows this modulo 2^32.
-        u32::try_from(ticks).unwrap_or(u32::MAX)
+        u32::try_from(self.exact_ticks()).unwrap_or(u32::MAX)
     }
 
     /// `struct tc_tbf_qopt`: two `tc_ratespec` (rate and no peak rate), then limit, bucket and an unused MTU.
     fn parameters(&self) -> Vec<u8> {
         let mut bytes = vec![0, LINKLAYER_ETHERNET];
         bytes.extend([0; 6]);
-        bytes.extend(u32::try_from(self.bytes_per_second).unwrap_or(u32::MAX).to_ne_bytes());
+        bytes.extend(u32::try_from(self.rate()).unwrap_or(u32::MAX).to_ne_bytes());
         bytes.extend([0; 12]);
         bytes.extend(self.limit_bytes.to_ne_bytes());
         bytes.extend(self.burst_ticks().to_ne_bytes());
@@ -68,12 +76,12 @@ impl TbfSpec {
 impl Tbf {
     /// Whether this is what `spec` asks for, but for the kernel's rounding of the bucket.
     pub fn is(&self, spec: &TbfSpec) -> bool {
-        let exact = u128::from(spec.burst_bytes) * SECOND_NS / u128::from(spec.bytes_per_second.max(1)) / TICK_NS;
+        let exact = spec.exact_ticks();
         // The field is 32 bits wide and wraps; the kernel's own multiplication is good to one part in 2^24 or so.
         let wrapped = u32::try_from(exact & u128::from(u32::MAX)).unwrap_or_default();
         let slack = u32::try_from(exact >> 20).unwrap_or(u32::MAX).max(1);
         let apart = wrapped.wrapping_sub(self.burst_ticks);
-        self.bytes_per_second == spec.bytes_per_second
+        self.bytes_per_second == spec.rate()
             && self.limit_bytes == spec.limit_bytes
             && apart.min(apart.wrapping_neg()) <= slack
     }
@@ -177,6 +185,16 @@ mod tests {
             assert!(shaper(&mut pod.host, index).unwrap().is(&spec));
             pod.host.apply(Op::qdisc_delete(index)).unwrap();
             assert_eq!(shaper(&mut pod.host, index), None);
+        });
+    }
+
+    #[test]
+    fn no_rate_is_the_slowest_not_the_fastest() {
+        in_new_netns(|| {
+            let mut pod = wired_pod();
+            let spec = TbfSpec { index: pod.host_index, bytes_per_second: 0, burst_bytes: 2_000, limit_bytes: 65_536 };
+            pod.host.apply(Op::tbf(&spec)).unwrap();
+            assert_eq!(shaper(&mut pod.host, spec.index).unwrap().bytes_per_second, 1);
         });
     }
 

@@ -103,6 +103,7 @@ mod tests {
             let peer = inside.link_by_name(&spec.peer_name).unwrap().unwrap();
             assert_eq!((peer.index, peer.mtu, peer.up, peer.group), (2, 1450, false, 0));
             assert_eq!((peer.mac, peer.gso_max_size), (Some(spec.peer_mac), Some(9000)));
+            assert_eq!(peer.gso_ipv4_max_size.unwrap_or(9000), 9000);
             inside.apply(Op::link_up(2)).unwrap();
             assert!(host.link_by_index(4001).unwrap().unwrap().running);
         });
