@@ -34,10 +34,12 @@ pub struct EchoServers {
 }
 
 impl EchoServers {
-    /// Starts them on all addresses of the namespace.
-    pub fn start(netns: &Netns) -> Result<Self, LabError> {
+    /// Starts them: TCP on all addresses of the namespace, UDP on these, so that an answer comes from the address that was
+    /// asked.
+    pub fn start(netns: &Netns, addresses: &[Ipv4Addr]) -> Result<Self, LabError> {
+        let addresses = addresses.to_vec();
         let what = || format!("listen in {}", netns.name());
-        let sockets = netns.run(bind_all)?.tried(what)?;
+        let sockets = netns.run(move || bind_all(&addresses))?.tried(what)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).tried(what)?);
         let connections = Arc::<Mutex<Vec<JoinHandle<()>>>>::default();
         let (stop_too, connections_too) = (Arc::clone(&stop), Arc::clone(&connections));
@@ -51,51 +53,49 @@ impl Drop for EchoServers {
         let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
         self.thread.take().into_iter().for_each(|thread| drop(thread.join()));
         let connections = std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
-        connections.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in connections {
+            drop(thread.join());
+        }
     }
 }
 
-type Sockets = Vec<(u16, TcpListener, UdpSocket)>;
+#[derive(Debug)]
+struct Sockets {
+    tcp: Vec<(u16, TcpListener)>,
+    udp: Vec<(u16, UdpSocket)>,
+}
 
-fn bind_all() -> io::Result<Sockets> {
-    let bind = |port| {
+fn bind_all(addresses: &[Ipv4Addr]) -> io::Result<Sockets> {
+    let mut sockets = Sockets { tcp: Vec::new(), udp: Vec::new() };
+    for port in PORTS {
         let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-        let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
         tcp.set_nonblocking(true)?;
-        udp.set_nonblocking(true)?;
-        rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, 8 << 20)?;
-        Ok((port, tcp, udp))
-    };
-    PORTS.into_iter().map(bind).collect()
+        sockets.tcp.push((port, tcp));
+        for address in addresses {
+            let udp = UdpSocket::bind((*address, port))?;
+            udp.set_nonblocking(true)?;
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, 8 << 20)?;
+            sockets.udp.push((port, udp));
+        }
+    }
+    Ok(sockets)
 }
 
 fn serve(sockets: &Sockets, stop: &Arc<OwnedFd>, connections: &Mutex<Vec<JoinHandle<()>>>) {
     let mut buffer = vec![0; 65536];
     loop {
-        let mut ready: Vec<PollFd<'_>> = sockets
-            .iter()
-            .flat_map(|(_, tcp, udp)| [tcp.as_fd(), udp.as_fd()])
-            .chain([stop.as_fd()])
-            .map(readable)
-            .collect();
+        let tcp = sockets.tcp.iter().map(|(_, listener)| listener.as_fd());
+        let udp = sockets.udp.iter().map(|(_, socket)| socket.as_fd());
+        let mut ready: Vec<PollFd<'_>> = tcp.chain(udp).chain([stop.as_fd()]).map(readable).collect();
         if poll(&mut ready, None).is_err() {
             continue;
         }
         if ready.last().is_some_and(|stop| !stop.revents().is_empty()) {
             return;
         }
-        for (port, tcp, udp) in sockets {
-            while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
-                let seen = peer.to_string();
-                let answer = match *port {
-                    ECHO => &buffer[..length],
-                    WHOAMI => seen.as_bytes(),
-                    _ => continue,
-                };
-                // What cannot be sent is lost, as UDP is.
-                drop(udp.send_to(answer, peer));
-            }
-            while let Ok((stream, _)) = tcp.accept() {
+        sockets.udp.iter().for_each(|(port, socket)| answer(*port, socket, &mut buffer));
+        for (port, listener) in &sockets.tcp {
+            while let Ok((stream, _)) = listener.accept() {
                 let (port, stop) = (*port, Arc::clone(stop));
                 let thread = thread::spawn(move || drop(converse(port, &stream, &stop)));
                 let mut connections = connections.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,6 +103,19 @@ fn serve(sockets: &Sockets, stop: &Arc<OwnedFd>, connections: &Mutex<Vec<JoinHan
                 connections.push(thread);
             }
         }
+    }
+}
+
+fn answer(port: u16, socket: &UdpSocket, buffer: &mut [u8]) {
+    while let Ok((length, peer)) = socket.recv_from(buffer) {
+        let seen = peer.to_string();
+        let answer = match port {
+            ECHO => &buffer[..length],
+            WHOAMI => seen.as_bytes(),
+            _ => continue,
+        };
+        // What cannot be sent is lost, as UDP is.
+        drop(socket.send_to(answer, peer));
     }
 }
 

@@ -24,7 +24,13 @@ struct Inner {
 impl Endpoint {
     /// Starts servers in the namespace; others reach it at `address`.
     pub fn start(name: &str, address: Ipv4Addr, netns: Arc<Netns>) -> Result<Self, LabError> {
-        let echo = EchoServers::start(&netns)?;
+        Self::start_on(name, &[address], netns)
+    }
+
+    /// As [`Self::start`] with several addresses; the first is the one that [`Self::address`] gives.
+    pub fn start_on(name: &str, addresses: &[Ipv4Addr], netns: Arc<Netns>) -> Result<Self, LabError> {
+        let echo = EchoServers::start(&netns, addresses)?;
+        let address = addresses.first().copied().unwrap_or(Ipv4Addr::LOCALHOST);
         Ok(Self(Arc::new(Inner { name: name.to_owned(), address, _echo: echo, netns })))
     }
 

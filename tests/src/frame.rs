@@ -7,13 +7,13 @@ pub type Mac = [u8; 6];
 
 /// Everybody.
 pub const BROADCAST: Mac = [0xff; 6];
-/// EtherType of IPv4.
+/// `EtherType` of IPv4.
 pub const IPV4: u16 = 0x0800;
-/// EtherType of ARP.
+/// `EtherType` of ARP.
 pub const ARP: u16 = 0x0806;
-/// EtherType of IPv6.
+/// `EtherType` of IPv6.
 pub const IPV6: u16 = 0x86dd;
-/// EtherType of a VLAN tag (802.1Q).
+/// `EtherType` of a VLAN tag (802.1Q).
 pub const VLAN: u16 = 0x8100;
 /// IP protocol ICMP.
 pub const ICMP: u8 = 1;

@@ -15,7 +15,7 @@ use crate::netns::Netns;
 use crate::node::{Node, NodeParts};
 use crate::pod::{Pod, PodSpec};
 use crate::registry::{Claim, LabId};
-use crate::underlay::Underlay;
+use crate::underlay::{BEYOND, Underlay};
 
 /// The last octet of the first node.
 const FIRST_NODE: u8 = 11;
@@ -112,7 +112,8 @@ impl LabBuilder {
         };
         let infra = Arc::clone(&underlay.infra);
         let controllers = Controllers::new(infra, binaries.clone(), endpoints.clone(), &dir, &self.cluster);
-        let outside = Endpoint::start("outside", underlay.outside_address(), Arc::clone(&underlay.outside))?;
+        let outside =
+            Endpoint::start_on("outside", &[underlay.outside_address(), BEYOND], Arc::clone(&underlay.outside))?;
         let mut lab = Lab {
             nodes: Vec::new(),
             external: None,

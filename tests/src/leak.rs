@@ -41,8 +41,8 @@ impl Holdings {
         let mut lines = String::new();
         for (kind, before) in &self.0 {
             let now = after.0.get(kind).cloned().unwrap_or_default();
-            now.difference(before).for_each(|item| lines.push_str(&format!("new {kind}: {item}\n")));
-            before.difference(&now).for_each(|item| lines.push_str(&format!("gone {kind}: {item}\n")));
+            lines.extend(now.difference(before).map(|item| format!("new {kind}: {item}\n")));
+            lines.extend(before.difference(&now).map(|item| format!("gone {kind}: {item}\n")));
         }
         lines
     }

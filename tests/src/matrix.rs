@@ -131,12 +131,12 @@ impl Matrix {
 impl fmt::Display for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numbers = (1..=self.names.len()).map(|number| number.to_string());
-        let mut table = Table::new(["".to_owned(), "from \\ to".to_owned()].into_iter().chain(numbers));
+        let mut table = Table::new([String::new(), "from \\ to".to_owned()].into_iter().chain(numbers));
         for (from, name) in self.names.iter().enumerate() {
             let cells = (0..self.names.len()).map(|to| self.cell(from, to));
             table.row([(from + 1).to_string(), name.clone()].into_iter().chain(cells));
         }
-        write!(f, "{table}  ● icmp, tcp and udp pass   · nothing passes\n")
+        writeln!(f, "{table}  ● icmp, tcp and udp pass   · nothing passes")
     }
 }
 

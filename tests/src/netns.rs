@@ -1,7 +1,7 @@
 //! A network namespace with a thread that lives in it.
 //!
 //! Programs and threads that should run inside are started by that thread, so that they inherit the namespace (and die with
-//! it: children are told to, by PR_SET_PDEATHSIG). `ip netns exec` is never used: it remounts /sys. The namespace has a path
+//! it: children are told to, by `PR_SET_PDEATHSIG`). `ip netns exec` is never used: it remounts /sys. The namespace has a path
 //! (a bind mount) as container runtimes make them.
 
 use std::fs::File;
@@ -72,7 +72,9 @@ impl Netns {
                 if entered.send(inside).is_err() || failed {
                     return;
                 }
-                queue.into_iter().for_each(|job| job());
+                for job in queue {
+                    job();
+                }
             })
             .tried(|| format!("start the thread of namespace {name}"))?;
         outcome

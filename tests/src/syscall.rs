@@ -40,7 +40,7 @@ pub fn bind_packet(socket: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sends of this packet socket skip the device's qdisc (PACKET_QDISC_BYPASS, packet(7)).
+/// Sends of this packet socket skip the device's qdisc (`PACKET_QDISC_BYPASS`, packet(7)).
 pub fn bypass_qdisc(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();

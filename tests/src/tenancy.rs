@@ -21,7 +21,9 @@ impl Tenancy {
     /// Each namespace in a network of its own.
     pub fn isolated(namespaces: &[&str]) -> Self {
         let mut tenancy = Self::default();
-        namespaces.iter().for_each(|name| tenancy.isolate(name));
+        for name in namespaces {
+            tenancy.isolate(name);
+        }
         tenancy
     }
 

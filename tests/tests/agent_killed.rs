@@ -93,9 +93,8 @@ fn killed_during_adds(lab: &Lab) -> Result<(), LabError> {
         adds.into_iter().try_for_each(|add| add.join().map_err(|_| LabError::ThreadGone("an ADD".into()))?)
     })?;
     node.await_ready()?;
-    let left = bulkhead_tests::wait::until_or("every DEL being carried out", Duration::from_secs(10), || {
+    bulkhead_tests::wait::until_or("every DEL being carried out", Duration::from_secs(10), || {
         let pods = node.pods().map_err(|error| error.to_string())?;
         if pods.len() == 3 { Ok(()) } else { Err(format!("{} pods", pods.len())) }
-    });
-    left
+    })
 }

@@ -13,7 +13,7 @@ use bulkhead_tests::{Lab, LabError, Node};
 /// Runs the agent in its wrong surroundings until its log or its end says one of `words`; then it must not be ready.
 fn complains(node: &Node, what: &str, command: Command, words: &[&str]) -> Result<(), LabError> {
     let log = node.dir().join(format!("{}.log", what.replace(' ', "-")));
-    let mut agent = Process::start(node.netns(), what, command, &log)?;
+    let agent = Process::start(node.netns(), what, command, &log)?;
     wait::until_or(&format!("{what}: a complaint that names one of {words:?}"), Duration::from_secs(10), || {
         let text = agent.log_tail(30);
         if words.iter().any(|word| text.to_lowercase().contains(&word.to_lowercase())) { Ok(()) } else { Err(text) }

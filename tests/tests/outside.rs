@@ -52,7 +52,7 @@ fn hosts_see_pods_and_the_outside_sees_nodes() -> Result<(), LabError> {
     }
     println!("a transfer to the outside runs while a node's own goes on");
     let flow = TcpFlow::start_at(pod, BEYOND, 7)?;
-    expect_large(own, remote, 200_000_usize.min(60_000))?;
+    expect_large(own, remote, 60_000)?;
     let progress = flow.stop();
     promised(progress.broken.is_none() && progress.bytes > 0, || progress.to_string())
 }

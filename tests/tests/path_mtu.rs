@@ -20,7 +20,7 @@ fn a_pod_learns_the_mtu_of_a_narrow_path() -> Result<(), LabError> {
     println!("a datagram that must not be fragmented and does not fit is answered with the MTU that does");
     for (from, to) in [(near, far), (far, near)] {
         let learned = learned_mtu(from, to.address(), 1380, Duration::from_secs(5))?;
-        promised(learned.is_some_and(|mtu| mtu <= 1400 - OVERHEAD && mtu >= 1200), || {
+        promised(learned.is_some_and(|mtu| (1200..=1400 - OVERHEAD).contains(&mtu)), || {
             format!("{from} learned {learned:?} towards {to}, the path takes {}", 1400 - OVERHEAD)
         })?;
     }

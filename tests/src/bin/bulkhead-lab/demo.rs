@@ -84,7 +84,9 @@ impl Demo {
         let matrix = Matrix::probe(&self.endpoints, |from, to| self.tenancy.may(from, to))?;
         println!("\n{title}\n{matrix}");
         let surprises = matrix.surprises(&self.endpoints, |from, to| self.tenancy.may(from, to));
-        surprises.iter().for_each(|surprise| println!("  WRONG: {surprise}"));
+        for surprise in &surprises {
+            println!("  WRONG: {surprise}");
+        }
         self.wrong += surprises.len();
         Ok(())
     }

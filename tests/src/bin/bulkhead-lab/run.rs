@@ -54,7 +54,9 @@ pub fn exec(name: Option<&str>, command: &[String]) -> Result<ExitCode, LabError
     let known: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once('\t')).collect();
     let (Some(name), [program, arguments @ ..]) = (name, command) else {
         let mut table = Table::new(["NAME", "NETWORK NAMESPACE"]);
-        known.iter().for_each(|(name, path)| table.row([name, path]));
+        for (name, path) in &known {
+            table.row([name, path]);
+        }
         print!("{table}");
         return Ok(ExitCode::SUCCESS);
     };
