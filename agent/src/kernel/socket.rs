@@ -265,6 +265,29 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_that_changed_half_way_is_not_taken() {
+        in_new_netns(|| {
+            let peers = new_netns();
+            let (mut netlink, mut other) = (Netlink::here().unwrap(), Netlink::here().unwrap());
+            let wanted = fill(&mut netlink, &peers, 150);
+            let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+            for (change, taken) in [(true, None), (false, Some(wanted.len() + 1))] {
+                // The kernel fills the first datagram when it is asked, the others when they are read.
+                let sequence = netlink.request("list", &request, NLM_F_DUMP).unwrap();
+                if change {
+                    let gone = new_netns();
+                    other
+                        .apply(Op::veth(&VethSpec { host_index: Some(99), ..veth_spec("new", gone.as_fd()) }))
+                        .unwrap();
+                    other.apply(Op::link_delete(99)).unwrap();
+                }
+                let listed = netlink.read_dump("list", sequence, &mut |_| Some(())).unwrap();
+                assert_eq!(listed.map(|links| links.len()), taken, "change: {change}");
+            }
+        });
+    }
+
+    #[test]
     fn a_listing_is_whole_while_links_come_and_go() {
         in_new_netns(|| {
             let peers = new_netns();
