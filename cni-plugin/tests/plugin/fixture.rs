@@ -119,7 +119,21 @@ impl Call {
     }
 
     pub fn start(&self) -> Child {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_bulkhead-cni"));
+        self.start_as(Command::new(env!("CARGO_BIN_EXE_bulkhead-cni")))
+    }
+
+    /// As a runtime that pins each netns by a bind mount, below `/run/netns` or so. The mount is in a mount namespace
+    /// of its own, so that it goes with the call.
+    pub fn start_with_pinned_netns(&self, file: &Path) -> Child {
+        std::fs::write(file, "").unwrap();
+        let mut program = Command::new("/usr/bin/unshare");
+        program.args(["--mount", "/bin/sh", "-c"]);
+        program.arg(r#"/usr/bin/mount --bind "$CNI_NETNS" "$1" && CNI_NETNS=$1 exec "$2""#);
+        program.arg("sh").arg(file).arg(env!("CARGO_BIN_EXE_bulkhead-cni"));
+        self.start_as(program)
+    }
+
+    fn start_as(&self, mut program: Command) -> Child {
         program.env_clear().envs(&self.variables);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = program.spawn().unwrap();

@@ -26,6 +26,21 @@ fn the_agent_gets_the_call_and_the_open_netns() {
     assert_eq!((got.st_dev, got.st_ino), (meant.dev(), meant.ino()));
 }
 
+/// Such a netns does not show its kind in the text of its link.
+#[test]
+fn a_netns_that_is_pinned_by_a_bind_mount_is_handed_over() {
+    let runtime = Runtime::new();
+    let agent = Agent::start(&runtime.socket(), 1, |c| reply(c, &Reply::Attached(attachment())));
+    let file = runtime.socket().with_file_name("netns");
+    let child = runtime.call("ADD", &runtime.config("1.1.0", &json!({}))).start_with_pinned_netns(&file);
+    assert_eq!(Answer::of(child).code(), None);
+    let (call, netns) = agent.served().pop().unwrap();
+    assert_eq!(call.netns, file.to_str().unwrap());
+    let meant = std::fs::metadata(runtime.netns()).unwrap();
+    let got = fstat(netns.unwrap()).unwrap();
+    assert_eq!((got.st_dev, got.st_ino), (meant.dev(), meant.ino()));
+}
+
 #[test]
 fn a_del_needs_no_netns_and_takes_none_that_is_not_the_pods() {
     let runtime = Runtime::new();
