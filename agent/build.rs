@@ -1,6 +1,7 @@
 //! Compiles the eBPF programs with clang and turns `bpf/reasons.h` into the agent's list of drop reasons.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
@@ -32,7 +33,7 @@ fn reasons(header: &str) -> Result<String, Box<dyn Error>> {
         let [number, _, counter, meaning] = fields[..] else {
             return Err(format!("bpf/reasons.h: cannot read `{line}`").into());
         };
-        list += &format!("    Reason {{ number: {number}, counter: {counter}, meaning: {meaning} }},\n");
+        writeln!(list, "    Reason {{ number: {number}, counter: {counter}, meaning: {meaning} }},")?;
     }
     Ok(list + "]\n")
 }

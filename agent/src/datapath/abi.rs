@@ -339,7 +339,8 @@ mod tests {
     #[test]
     fn the_layouts_are_those_of_the_compiled_programs() {
         let structs = structs();
-        let expected: &[(&str, usize, &[(&str, usize)])] = &[
+        type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
+        let expected: &[Layout] = &[
             ("ns", NamespaceValue::SIZE, &[("vni", 0), ("net_id", 4), ("flags", 12)]),
             ("state", StateValue::SIZE, &[("bank", 0), ("overlay_ifindex", 4)]),
             ("node", Peer::NODE_SIZE, &[("remote4", 0), ("flags", 4), ("remote6", 16)]),

@@ -9,18 +9,18 @@ use super::{DatapathError, map_error};
 
 /// The maps that say which device and address is whose.
 pub struct Endpoints {
-    endpoints: Array<MapData, [u8; EndpointValue::SIZE]>,
+    pods: Array<MapData, [u8; EndpointValue::SIZE]>,
     policers: Array<MapData, [u8; PolicerValue::SIZE]>,
     ports: HashMap<MapData, u32, u32>,
 }
 
 impl Endpoints {
     pub(super) const fn new(
-        endpoints: Array<MapData, [u8; EndpointValue::SIZE]>,
+        pods: Array<MapData, [u8; EndpointValue::SIZE]>,
         policers: Array<MapData, [u8; PolicerValue::SIZE]>,
         ports: HashMap<MapData, u32, u32>,
     ) -> Self {
-        Self { endpoints, policers, ports }
+        Self { pods, policers, ports }
     }
 
     /// Makes a pod known under the host part of its address. After this returns, its packets are judged as its own. A
@@ -38,15 +38,15 @@ impl Endpoints {
         }
         self.set_port(endpoint.ifindex, Port::Pod)?;
         let value = endpoint.to_bytes();
-        if self.endpoints.get(&host, 0).map_err(map_error("endpoints", "read"))? != value {
-            self.endpoints.set(host, value, 0).map_err(map_error("endpoints", "written"))?;
+        if self.pods.get(&host, 0).map_err(map_error("endpoints", "read"))? != value {
+            self.pods.set(host, value, 0).map_err(map_error("endpoints", "written"))?;
         }
         Ok(())
     }
 
     /// Forgets a pod: nothing is delivered to its address any more and nothing from its device counts as anybody's.
     pub fn withdraw(&mut self, host: u32, ifindex: u32) -> Result<(), DatapathError> {
-        self.endpoints.set(host, [0; EndpointValue::SIZE], 0).map_err(map_error("endpoints", "cleared"))?;
+        self.pods.set(host, [0; EndpointValue::SIZE], 0).map_err(map_error("endpoints", "cleared"))?;
         self.policers.set(host, [0; PolicerValue::SIZE], 0).map_err(map_error("policers", "cleared"))?;
         self.clear_port(ifindex)
     }
@@ -67,7 +67,7 @@ impl Endpoints {
     /// Clears what no record stands behind: host parts outside `hosts`, devices outside `devices`. Returns how many.
     pub fn prune(&mut self, hosts: &BTreeSet<u32>, devices: &BTreeSet<u32>) -> Result<usize, DatapathError> {
         let mut stale = Vec::new();
-        for (host, bytes) in (0u32..).zip(self.endpoints.iter()) {
+        for (host, bytes) in (0u32..).zip(self.pods.iter()) {
             let bytes = bytes.map_err(map_error("endpoints", "read"))?;
             if let Some((ifindex, _)) = EndpointValue::occupant(&bytes).filter(|_| !hosts.contains(&host)) {
                 stale.push((host, ifindex));
@@ -76,7 +76,7 @@ impl Endpoints {
         let ports: Vec<u32> = self.ports.keys().collect::<Result<_, _>>().map_err(map_error("ports", "read"))?;
         let strangers: Vec<u32> = ports.into_iter().filter(|ifindex| !devices.contains(ifindex)).collect();
         for &(host, _) in &stale {
-            self.endpoints.set(host, [0; EndpointValue::SIZE], 0).map_err(map_error("endpoints", "cleared"))?;
+            self.pods.set(host, [0; EndpointValue::SIZE], 0).map_err(map_error("endpoints", "cleared"))?;
             self.policers.set(host, [0; PolicerValue::SIZE], 0).map_err(map_error("policers", "cleared"))?;
         }
         for &ifindex in &strangers {
@@ -88,7 +88,7 @@ impl Endpoints {
     /// How many pods the map holds.
     pub fn occupied(&self) -> Result<usize, DatapathError> {
         let mut count = 0;
-        for bytes in self.endpoints.iter() {
+        for bytes in self.pods.iter() {
             let bytes = bytes.map_err(map_error("endpoints", "read"))?;
             count += usize::from(EndpointValue::occupant(&bytes).is_some());
         }

@@ -13,7 +13,7 @@ use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceVal
 use super::{DatapathError, map_error};
 
 /// How long a freed index is not given to another VNI: far longer than any packet stays in a node's stack.
-const REST: Duration = Duration::from_secs(300);
+const REST: Duration = Duration::from_mins(5);
 
 /// The network of a VNI, as the programs judge it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Namespaces {
             next: NS_FIRST,
             bank,
         };
-        for entry in adopted.by_vni.iter() {
+        for entry in &adopted.by_vni {
             let (vni, index) = entry.map_err(map_error("vnis", "read"))?;
             adopted.indices.insert(vni, index);
         }

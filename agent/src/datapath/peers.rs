@@ -40,7 +40,7 @@ impl Peers {
             }
         }
         let mut held = BTreeMap::new();
-        for entry in self.addresses.iter() {
+        for entry in &self.addresses {
             let (key, value) = entry.map_err(map_error("node_addresses", "read"))?;
             held.insert(address_of_key(key), value);
         }

@@ -100,7 +100,7 @@ table ip {TABLE} {{
     }
 
     /// Tells this version of the rules and its parameters from another.
-    fn id(&self) -> String {
+    fn id(self) -> String {
         format!("bulkhead rules 1, pods {}, vxlan {}", self.network, self.vxlan_port)
     }
 

@@ -9,7 +9,8 @@ use thiserror::Error;
 use crate::args::Mtu;
 use crate::datapath::{DatapathError, Programs};
 use crate::kernel::{
-    BatchError, Hook, InterfaceName, InterfaceNameError, KernelError, Link, Mac, Netlink, Op, SysctlError, VxlanSpec, sysctl,
+    BatchError, Hook, InterfaceName, InterfaceNameError, KernelError, Link, Mac, Netlink, Op, SysctlError, VxlanSpec,
+    sysctl,
 };
 use crate::pods::wire::filter;
 
@@ -45,7 +46,9 @@ pub enum OverlayError {
     #[error("UDP port {0} is in use{1}; remove what uses it, or give all nodes another --vxlan-port")]
     PortTaken(u16, String),
     /// A device of that name that is not ours.
-    #[error("there is a device {NAME} that is not Bulkhead's ({0}); remove it (`ip link delete {NAME}`) and start again")]
+    #[error(
+        "there is a device {NAME} that is not Bulkhead's ({0}); remove it (`ip link delete {NAME}`) and start again"
+    )]
     NotOurs(String),
     /// Netlink.
     #[error(transparent)]
@@ -170,10 +173,13 @@ impl Overlay {
             return error.into();
         }
         let links = netlink.links().unwrap_or_default();
-        let holder = links.iter().find(|link| {
-            link.name != NAME && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == self.port)
-        });
-        OverlayError::PortTaken(self.port, holder.map(|link| format!(" by the VXLAN device {}", link.name)).unwrap_or_default())
+        let holder = links
+            .iter()
+            .find(|link| link.name != NAME && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == self.port));
+        OverlayError::PortTaken(
+            self.port,
+            holder.map(|link| format!(" by the VXLAN device {}", link.name)).unwrap_or_default(),
+        )
     }
 
     fn judge(&self, link: &Link) -> Result<Judgement, OverlayError> {

@@ -30,8 +30,9 @@ pub enum RouteError {
 pub struct Routes {
     /// The pods' network.
     pub network: Ipv4Network,
-    /// This node's address in it.
-    pub gateway: Ipv4Addr,
+    /// This node's underlay address: the source of what it sends to pods, so that a server on any of its addresses answers
+    /// UDP from the one that pods know.
+    pub node_ip: Ipv4Addr,
     /// The overlay device.
     pub overlay: u32,
 }
@@ -40,14 +41,14 @@ impl Routes {
     fn cluster_route(&self) -> Route {
         let mut route = Route::to(IpNetwork::V4(self.network), MAIN_TABLE, PROTOCOL);
         route.index = Some(self.overlay);
-        route.prefsrc = Some(self.gateway.into());
+        route.prefsrc = Some(self.node_ip.into());
         route
     }
 
     fn node_route(&self, address: IpAddr) -> Route {
         let mut route = Route::to(host_network(address), NODES_TABLE, PROTOCOL);
         route.index = Some(self.overlay);
-        route.prefsrc = Some(self.gateway.into());
+        route.prefsrc = Some(self.node_ip.into());
         route
     }
 

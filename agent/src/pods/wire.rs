@@ -59,7 +59,7 @@ fn v4(address: Ipv4Addr) -> IpNetwork {
 }
 
 /// The two filters of a pod's device.
-pub fn pod_filters<'fd>(programs: &'fd Programs, ifindex: u32) -> Result<[Op<'fd>; 2], DatapathError> {
+pub fn pod_filters(programs: &Programs, ifindex: u32) -> Result<[Op<'_>; 2], DatapathError> {
     Ok([filter(programs, ifindex, Hook::Ingress, "from_pod")?, filter(programs, ifindex, Hook::Egress, "to_pod")?])
 }
 
@@ -76,10 +76,10 @@ pub fn filter<'fd>(
 }
 
 /// The route and the neighbour by which the host reaches a pod.
-pub fn host_side(record: &Record, gateway: Ipv4Addr) -> Vec<Op<'static>> {
+pub fn host_side(record: &Record, node_ip: Ipv4Addr) -> Vec<Op<'static>> {
     let mut route = Route::to(v4(record.ip4()), MAIN_TABLE, PROTOCOL);
     route.index = Some(record.ifindex);
-    route.prefsrc = Some(gateway.into());
+    route.prefsrc = Some(node_ip.into());
     vec![Op::route_replace(&route), Op::neighbour(record.ifindex, record.ip4().into(), record.mac())]
 }
 
@@ -93,11 +93,12 @@ pub const fn peer_index(record: &Record) -> u32 {
     record.ifindex + 1
 }
 
-/// Makes a pod's devices, addresses, routes and shapers.
+/// Makes a pod's devices, addresses, routes and shapers. The two addresses are the pod's gateway and the node's own on the
+/// underlay.
 pub fn connect(
     record: &Record,
     netns: BorrowedFd<'_>,
-    gateway: Ipv4Addr,
+    (gateway, node_ip): (Ipv4Addr, Ipv4Addr),
     programs: &Programs,
 ) -> Result<(), WireError> {
     let peer = peer_index(record);
@@ -120,7 +121,7 @@ pub fn connect(
     }
     let mut host = vec![veth, Op::clsact(record.ifindex)];
     host.extend(pod_filters(programs, record.ifindex)?);
-    host.extend(host_side(record, gateway));
+    host.extend(host_side(record, node_ip));
     host.extend(record.limits.ingress.map(|limit| Op::tbf(&shaper(record.ifindex, Shaper::of(limit)))));
     Netlink::here()?.batch(host)?;
 

@@ -40,7 +40,7 @@ pub(super) fn attach_all(live: &Live, host: &mut Netlink) -> Result<(), WireErro
 fn host_ops<'a>(live: &'a Live, record: &Record) -> Result<Vec<Op<'a>>, WireError> {
     let mut ops = vec![Op::clsact(record.ifindex).unless_present(), Op::link_up(record.ifindex)];
     ops.extend(wire::pod_filters(&live.datapath.programs, record.ifindex)?);
-    ops.extend(wire::host_side(record, live.gateway()));
+    ops.extend(wire::host_side(record, live.geometry.node_ip));
     if let Some(limit) = record.limits.ingress {
         ops.push(Op::tbf(&wire::shaper(record.ifindex, Shaper::of(limit))));
     }

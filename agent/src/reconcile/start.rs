@@ -33,7 +33,9 @@ pub enum StartError {
     #[error("this node's ledger entry cannot be used: {0}")]
     BadSubnet(#[from] bulkhead_core::network::NetworkError),
     /// The node's own address is in the pods' range.
-    #[error("this node's address {0} lies in the cluster's Network; give the cluster a Network that shares no address with the nodes'")]
+    #[error(
+        "this node's address {0} lies in the cluster's Network; give the cluster a Network that shares no address with the nodes'"
+    )]
     OwnAddress(IpAddr),
     /// Netlink.
     #[error(transparent)]
@@ -62,11 +64,16 @@ pub enum StartError {
 }
 
 /// What the intent says of this node.
-fn geometry(config: &Config, intent: &Intent, mtu: u32) -> Result<(Geometry, bulkhead_core::cluster::Networks), StartError> {
+fn geometry(
+    config: &Config,
+    intent: &Intent,
+    mtu: u32,
+) -> Result<(Geometry, bulkhead_core::cluster::Networks), StartError> {
     let own = IpAddr::V4(config.node_ip);
     let cluster = intent.cluster.as_ref().ok_or(StartError::NoCluster)?;
     let networks = &cluster.networks;
-    let ask = if config.register { "; it has asked for one" } else { "; start the agent with --register to ask for one" };
+    let ask =
+        if config.register { "; it has asked for one" } else { "; start the agent with --register to ask for one" };
     let node = intent.nodes.get(&own).ok_or_else(|| StartError::NoSubnet(own, ask.to_owned()))?;
     let pool = networks.v4();
     if overlap(pool.network(), own.into()) {
@@ -85,7 +92,7 @@ pub(super) fn overlay_of(config: &Config, live: &Live) -> Overlay {
 }
 
 pub(super) fn routes_of(live: &Live) -> Routes {
-    Routes { network: live.geometry.network, gateway: live.gateway(), overlay: live.overlay }
+    Routes { network: live.geometry.network, node_ip: live.geometry.node_ip, overlay: live.overlay }
 }
 
 pub(super) const fn firewall_of(live: &Live) -> Firewall {
@@ -143,7 +150,9 @@ fn undo_unfinished(live: &Live) {
         let undone = crate::pods::wire::disconnect(&record).map_err(|error| error.to_string());
         let undone = undone.and_then(|()| live.forget(&record).map_err(|error| error.to_string()));
         match undone {
-            Ok(()) => tracing::info!(pod = record.pod, container_id = record.id.container_id(), "undid an unfinished ADD"),
+            Ok(()) => {
+                tracing::info!(pod = record.pod, container_id = record.id.container_id(), "undid an unfinished ADD");
+            }
             Err(error) => tracing::warn!(pod = record.pod, error, "could not undo an unfinished ADD"),
         }
     }

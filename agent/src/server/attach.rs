@@ -30,7 +30,9 @@ pub(super) enum AttachError {
     NoNamespace,
     #[error("K8S_POD_NAMESPACE: {0}")]
     Namespace(#[from] NameError),
-    #[error("the namespace {0} has no VNI yet; create it with `bulkhead tenant create {0}`, or see why the controller did not")]
+    #[error(
+        "the namespace {0} has no VNI yet; create it with `bulkhead tenant create {0}`, or see why the controller did not"
+    )]
     UnknownNamespace(Namespace),
     #[error("the netns given for the pod is the host's own")]
     HostNetns,
@@ -49,14 +51,16 @@ pub(super) enum AttachError {
 }
 
 /// The one place where an ADD's errors become CNI codes.
-pub(super) fn failure(error: AttachError) -> Failure {
-    let code = match &error {
-        AttachError::NoNamespace | AttachError::Namespace(_) | AttachError::HostNetns => Code::InvalidEnvironment,
+pub(super) fn failure(error: &AttachError) -> Failure {
+    let code = match error {
+        AttachError::NoNamespace
+        | AttachError::Namespace(_)
+        | AttachError::HostNetns
+        | AttachError::Wire(WireError::Name(_)) => Code::InvalidEnvironment,
         AttachError::UnknownNamespace(_) => Code::TryAgainLater,
         AttachError::Limit(_) => Code::InvalidConfig,
         AttachError::Record(RecordError::Full(_)) => Code::AddressPoolFull,
         AttachError::Wire(WireError::InterfaceExists(_)) => Code::InterfaceExists,
-        AttachError::Wire(WireError::Name(_)) => Code::InvalidEnvironment,
         AttachError::Wire(_) | AttachError::Netns(_) => Code::Kernel,
         AttachError::Record(_) | AttachError::Datapath(_) | AttachError::Leftover(_) => Code::Internal,
     };
@@ -113,7 +117,8 @@ pub(super) fn add(
 /// The namespace's VNI, with its index in the maps; waits for a namespace that has just been created.
 fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, AttachError> {
     let deadline = Instant::now() + PATIENCE;
-    let found = agent.shared.wait_for(deadline, |intent| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
+    let found =
+        agent.shared.wait_for(deadline, |intent| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
     let vni = found.ok_or_else(|| AttachError::UnknownNamespace(namespace.clone()))?;
     if locked(&live.datapath.namespaces).index(vni).is_none() {
         apply_namespaces(live, &agent.shared)?;
@@ -133,7 +138,8 @@ fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
 }
 
 fn attach(live: &Live, record: &Record, netns: &Netns) -> Result<(), AttachError> {
-    wire::connect(record, netns.as_fd(), live.gateway(), &live.datapath.programs)?;
+    let addresses = (live.gateway(), live.geometry.node_ip);
+    wire::connect(record, netns.as_fd(), addresses, &live.datapath.programs)?;
     // Into the maps before the answer: a pod never runs a moment under no policy.
     live.publish(record)?;
     Ok(live.records.update(&Record { stage: Stage::Attached, ..record.clone() })?)
@@ -163,5 +169,6 @@ fn described(live: &Live, record: &Record) -> Attachment {
 
 fn gateway_of(live: &Live, address: std::net::IpAddr) -> std::net::IpAddr {
     let pool = live.networks.pools().find(|pool| pool.network().is_ipv4() == address.is_ipv4());
-    pool.and_then(|pool| pool.address(live.geometry.local_block, network::GATEWAY)).unwrap_or_else(|| live.gateway().into())
+    pool.and_then(|pool| pool.address(live.geometry.local_block, network::GATEWAY))
+        .unwrap_or_else(|| live.gateway().into())
 }

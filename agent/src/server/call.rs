@@ -44,12 +44,16 @@ fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Re
             let live = live?;
             // A runtime may use a container ID again before its old DEL was carried out.
             super::spool::drain_one(agent, live, &id);
-            live.exclusively(&id, || attach::add(agent, live, call, &id, &netns)).map(Reply::Attached).map_err(attach::failure)
+            live.exclusively(&id, || attach::add(agent, live, call, &id, &netns))
+                .map(Reply::Attached)
+                .map_err(|error| attach::failure(&error))
         }
         Command::Del => {
             let id = named(call)?;
             let live = live?;
-            live.exclusively(&id, || detach::del(live, &id)).map(|()| Reply::Done).map_err(detach::failure)
+            live.exclusively(&id, || detach::del(live, &id))
+                .map(|()| Reply::Done)
+                .map_err(|error| detach::failure(&error))
         }
         Command::Check => {
             let (id, netns) = (named(call)?, passed(netns)?);
@@ -83,9 +87,14 @@ fn check(live: &Live, call: &CniCall, id: &AttachmentId, netns: &Netns) -> Resul
     use std::os::fd::AsFd;
     let failed = |details: String| Failure::new(Code::CheckFailed, "the pod's network is not as ADD left it", details);
     let record = live.records.get(id).ok_or_else(|| {
-        Failure::new(Code::UnknownContainer, format!("no attachment {id} is known"), "delete the pod; its network is gone")
+        Failure::new(
+            Code::UnknownContainer,
+            format!("no attachment {id} is known"),
+            "delete the pod; its network is gone",
+        )
     })?;
-    let mut wrong = wire::differences(&record, netns.as_fd(), live.gateway()).map_err(|error| failed(error.to_string()))?;
+    let mut wrong =
+        wire::differences(&record, netns.as_fd(), live.gateway()).map_err(|error| failed(error.to_string()))?;
     let told = call.config.get("prevResult").and_then(|result| result.get("ips")).and_then(Value::as_array);
     let told: Vec<&str> = told.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str()).collect();
     for address in &record.addresses {

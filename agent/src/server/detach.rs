@@ -17,8 +17,8 @@ pub(super) enum DetachError {
 }
 
 /// A DEL's errors as CNI codes: the runtime calls again.
-pub(super) fn failure(error: DetachError) -> Failure {
-    let code = match &error {
+pub(super) fn failure(error: &DetachError) -> Failure {
+    let code = match error {
         DetachError::Forget(_) => Code::Internal,
         DetachError::Wire(_) => Code::Kernel,
     };

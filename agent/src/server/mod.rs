@@ -157,6 +157,7 @@ fn request(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), Failur
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(Failure::new(Code::Io, "too many descriptors came with the request", "send one: the pod's netns"));
     }
-    let refused = |error: protocol::FrameError| Failure::new(Code::Decode, "the request cannot be read", error.to_string());
+    let refused =
+        |error: protocol::FrameError| Failure::new(Code::Decode, "the request cannot be read", error.to_string());
     Ok((protocol::receive(&first[..received.bytes], stream).map_err(refused)?, netns))
 }

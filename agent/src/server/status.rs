@@ -56,12 +56,12 @@ pub(super) fn agent(agent: &Agent) -> AgentStatus {
         status.epoch = intent.epoch();
         status.namespaces = intent.namespaces.len() as u64;
         status.nodes = intent.nodes.len() as u64;
-        status.mode = match intent.cluster.as_ref().map(|cluster| cluster.mode) {
+        let mode = match intent.cluster.as_ref().map(|cluster| cluster.mode) {
             Some(Mode::Multitenant) => "multitenant",
             Some(Mode::Flat) => "flat",
             None => "",
-        }
-        .to_owned();
+        };
+        mode.clone_into(&mut status.mode);
         if let Some(node) = intent.nodes.get(&std::net::IpAddr::V4(agent.config.node_ip)) {
             status.subnets = node.subnets.iter().map(|subnet| subnet.to_string()).collect();
         }
