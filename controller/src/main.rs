@@ -2,6 +2,7 @@
 //!
 //! Exits with 0 after SIGTERM or SIGINT, 1 if it cannot go on, 2 for a wrong flag.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use bulkhead_controller::args::{ControllerArgs, LogFormat};
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
         Ok(checked) => checked,
         Err(reason) => ControllerArgs::command().error(clap::error::ErrorKind::ValueValidation, reason).exit(),
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

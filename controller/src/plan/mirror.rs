@@ -40,7 +40,11 @@ pub(super) fn namespaces(state: &State) -> Option<Step> {
         item.expect(state.keys().netnamespace(namespace), held.revision);
         item.expect(state.keys().ledger_namespace(namespace), entry.revision);
         item.put(state.keys().netnamespace(namespace), record.to_json());
-        item.note(Note::Restored { what: "namespace", name: namespace.to_string() });
+        let (what, name) = ("namespace", namespace.to_string());
+        let damaged = held.value.record().is_none_or(|old| {
+            old.net_id.is_some_and(|old| Some(old) != record.net_id) || record.error.starts_with(NOTICE)
+        });
+        item.note(if damaged { Note::Restored { what, name } } else { Note::Mirrored { what, name } });
         if !step.absorb(&item) {
             break;
         }
@@ -85,7 +89,13 @@ pub(super) fn nodes(state: &State) -> Option<Step> {
         item.expect(state.keys().subnet(address), held.revision);
         item.expect(state.keys().ledger_node(address), entry.revision);
         item.put(state.keys().subnet(address), record.to_json());
-        item.note(Note::Restored { what: "node", name: segment });
+        let what = "node";
+        // An agent that asks again is no damage.
+        let damaged = held.value.record().is_none_or(|old| {
+            !(old.subnet.is_empty() || old.subnet == record.subnet) || record.error.starts_with(NOTICE)
+        });
+        let name = segment;
+        item.note(if damaged { Note::Restored { what, name } } else { Note::Mirrored { what, name } });
         if !step.absorb(&item) {
             break;
         }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use bulkhead_core::ledger::ClusterEntry;
 use bulkhead_core::network::NodeSubnets;
 use bulkhead_core::{Namespace, NetId, NodeName, Tenant, Vni};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// One thing that a step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +47,14 @@ pub enum Note {
         /// Why.
         reason: String,
     },
-    /// A record that differed from the ledger was written anew.
+    /// A record now says what the ledger says: it was incomplete, or its error is no more.
+    Mirrored {
+        /// `namespace` or `node`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A record that a person made differ from the ledger was restored.
     Restored {
         /// `namespace` or `node`.
         what: &'static str,
@@ -113,6 +120,7 @@ impl Note {
                 warn!(left, "one write asks more namespaces to move than one transaction takes, they move in several");
             }
             Self::Refused { what, name, reason } => warn!(what, name, reason, "refused"),
+            Self::Mirrored { what, name } => debug!(what, name, "the record says what the ledger says"),
             Self::Restored { what, name } => {
                 warn!(what, name, "the record differed from the ledger and was restored: use an action to change it");
             }
