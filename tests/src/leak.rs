@@ -21,7 +21,8 @@ impl Holdings {
         for (kind, arguments) in [
             ("links", &["-j", "link"][..]),
             ("addresses", &["-j", "address"]),
-            ("routes", &["-j", "route", "show", "table", "all"]),
+            // IPv6 link-local routes come seconds after their devices, from the kernel.
+            ("routes", &["-4", "-j", "route", "show", "table", "all"]),
             ("rules", &["-j", "rule"]),
         ] {
             let text = netns.exec("ip", arguments, &[])?;

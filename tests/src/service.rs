@@ -52,7 +52,7 @@ pub fn install(netns: &Netns, services: &[Service]) -> Result<(), LabError> {
              add table ip lab_proxy\n\
              add chain ip lab_proxy services\n\
              add chain ip lab_proxy prerouting {{ type nat hook prerouting priority dstnat; }}\n\
-             add chain ip lab_proxy output {{ type nat hook output priority dstnat; }}\n\
+             add chain ip lab_proxy output {{ type nat hook output priority -100; }}\n\
              add chain ip lab_proxy postrouting {{ type nat hook postrouting priority srcnat; }}\n\
              {rules}\
              add rule ip lab_proxy prerouting jump services\n\

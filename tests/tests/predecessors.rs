@@ -29,19 +29,23 @@ fn the_predecessors_defects_stay_away() -> Result<(), LabError> {
 
 fn d1_the_first_pod_of_a_new_namespace_works(lab: &Lab) -> Result<(), LabError> {
     println!("1: the first pod of a namespace that is not known yet");
-    let early = lab.pod(0, "fresh", "early")?;
     let foreign = lab.pod(0, "a", "beside")?;
-    expect_silence(early.endpoint(), foreign.endpoint(), lab.node(0).host())?;
-    lab.create_tenants(&["fresh"])?;
+    let early = thread::scope(|scope| {
+        // The runtime asks first; the ADD waits for the namespace instead of failing.
+        let early = scope.spawn(|| lab.pod(0, "fresh", "early"));
+        thread::sleep(Duration::from_millis(300));
+        lab.create_tenants(&["fresh"])?;
+        early.join().map_err(|_| LabError::ThreadGone("ADD".into()))?
+    })?;
     let later = lab.pod(1, "fresh", "later")?;
-    await_reaches(later.endpoint(), early.endpoint(), Proto::Tcp, SOON)?;
-    await_reaches(early.endpoint(), later.endpoint(), Proto::Tcp, SOON)?;
+    expect_reaches(later.endpoint(), early.endpoint())?;
+    expect_reaches(early.endpoint(), later.endpoint())?;
     expect_silence(early.endpoint(), foreign.endpoint(), later.endpoint())?;
     for number in 0..10 {
         let name = format!("fresh{number}");
         lab.cli().ok(&["tenant", "create", &name])?;
         let pods = [lab.pod(0, &name, "1")?, lab.pod(1, &name, "2")?];
-        await_reaches(pods[0].endpoint(), pods[1].endpoint(), Proto::Tcp, SOON)?;
+        expect_reaches(pods[0].endpoint(), pods[1].endpoint())?;
         pods.into_iter().try_for_each(Pod::delete)?;
     }
     Ok(())
