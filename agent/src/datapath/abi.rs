@@ -317,6 +317,9 @@ mod tests {
 
     use super::*;
 
+    /// Name, size, and members with their offsets.
+    type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
+
     /// Member offsets in bytes and the size of each struct, as clang wrote them into the object's BTF.
     fn structs() -> BTreeMap<String, (usize, BTreeMap<String, usize>)> {
         let object = concat!(env!("OUT_DIR"), "/datapath.bpf.o");
@@ -339,7 +342,6 @@ mod tests {
     #[test]
     fn the_layouts_are_those_of_the_compiled_programs() {
         let structs = structs();
-        type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
         let expected: &[Layout] = &[
             ("ns", NamespaceValue::SIZE, &[("vni", 0), ("net_id", 4), ("flags", 12)]),
             ("state", StateValue::SIZE, &[("bank", 0), ("overlay_ifindex", 4)]),

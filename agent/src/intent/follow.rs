@@ -210,7 +210,7 @@ mod tests {
         tokio::spawn(follower.run());
         eventually(|| shared.read(|_, c| c.problem.as_deref().is_some_and(|p| p.contains("config init")))).await;
         let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
-        store.commit(Txn::new().put("/p/config", config)).await.unwrap();
+        store.commit(Txn::new().put("/p/config", config)).await.unwrap().done().unwrap();
         eventually(|| shared.read(|intent, _| intent.name.is_some())).await;
         let record = loop {
             if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
@@ -222,7 +222,7 @@ mod tests {
         let txn = Txn::new()
             .put("/p/c/bulkhead/ledger/cluster", CLUSTER)
             .put("/p/c/bulkhead/ledger/namespaces/a", r#"{"vni":10,"netId":10}"#);
-        store.commit(txn).await.unwrap();
+        store.commit(txn).await.unwrap().done().unwrap();
         eventually(|| shared.read(|intent, _| intent.namespaces.len() == 1 && intent.epoch() == 1)).await;
     }
 

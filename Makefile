@@ -1,0 +1,40 @@
+# Bulkhead. `make` lists the targets; every target does its own set-up.
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(shell uname -m)-unknown-linux-musl
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build release demo lab test lint bench clean
+
+help: ## What there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing on this Debian machine, and say what
+	@scripts/setup
+
+build: setup ## Build every binary for development
+	$(CARGO) build --workspace --bins
+
+release: setup ## Build every binary as it is shipped: static
+	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --bins --release --target $(TARGET)
+
+demo: build ## Three nodes, tenants, a join without loss, an isolate, a global, a limited pod: in a minute
+	target/debug/bulkhead-lab demo
+
+lab: build ## The demo's nodes, left up for you to try things on
+	target/debug/bulkhead-lab up
+
+test: build ## Every test: needs root, leaves nothing behind
+	$(CARGO) test --workspace
+
+lint: setup ## Formatting and lints, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	! git grep -ln 'allow(unsafe_code)' -- '*.rs' | grep -v '^agent/src/sys.rs$$'
+
+bench: release ## Speed beside its baselines; writes bench/results/latest.json
+	BULKHEAD_BIN_DIR=target/$(TARGET)/release target/$(TARGET)/release/bulkhead-bench
+
+clean: ## Remove what was built, and what a killed lab left
+	-test -x target/debug/bulkhead-lab && target/debug/bulkhead-lab sweep
+	$(CARGO) clean
