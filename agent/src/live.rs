@@ -11,7 +11,7 @@ use bulkhead_core::network::GATEWAY;
 use crate::datapath::abi::EndpointValue;
 use crate::datapath::{Datapath, DatapathError, Geometry};
 use crate::pods::wire::GATEWAY_MAC;
-use crate::pods::{Record, Records};
+use crate::pods::{Record, Records, Remover};
 
 /// The node at work.
 pub struct Live {
@@ -25,6 +25,8 @@ pub struct Live {
     pub datapath: Datapath,
     /// The pods.
     pub records: Records,
+    /// Removes their devices.
+    pub remover: Remover,
     busy: Mutex<BTreeMap<AttachmentId, Arc<Mutex<()>>>>,
 }
 
@@ -35,14 +37,14 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Live {
     /// Puts the parts together.
-    pub const fn new(
+    pub fn new(
         geometry: Geometry,
         networks: Networks,
         overlay: u32,
         datapath: Datapath,
-        records: Records,
+        (records, remover): (Records, Remover),
     ) -> Self {
-        Self { geometry, networks, overlay, datapath, records, busy: Mutex::new(BTreeMap::new()) }
+        Self { geometry, networks, overlay, datapath, records, remover, busy: Mutex::new(BTreeMap::new()) }
     }
 
     /// The pods' gateway: this node's own address on the overlay device.

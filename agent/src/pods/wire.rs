@@ -148,17 +148,6 @@ fn default_of(unspecified: IpAddr) -> IpNetwork {
     IpNetwork::new(unspecified, 0).unwrap_or(IpNetwork::from(unspecified))
 }
 
-/// Removes a pod's devices; nothing there is fine. Only a device that has the record's index and name is ours.
-pub fn disconnect(record: &Record) -> Result<(), WireError> {
-    let mut netlink = Netlink::here()?;
-    match netlink.link_by_index(record.ifindex)? {
-        Some(link) if link.name == record.host_interface() => {
-            Ok(netlink.apply(Op::link_delete(record.ifindex).if_present())?)
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What of a pod's wiring is missing or changed, in words; empty if nothing is.
 pub fn differences(record: &Record, netns: BorrowedFd<'_>, gateway: Ipv4Addr) -> Result<Vec<String>, WireError> {
     let mut wrong = host_differences(record, &mut Netlink::here()?)?;

@@ -18,7 +18,7 @@ use crate::node::overlay::{self, Overlay, OverlayError};
 use crate::node::routes::{RouteError, Routes};
 use crate::node::underlay::{self, UnderlayError};
 use crate::pods::wire::WireError;
-use crate::pods::{RecordError, Records};
+use crate::pods::{RecordError, Records, Remover};
 
 /// Why the node cannot work yet.
 #[derive(Debug, Error)]
@@ -49,6 +49,9 @@ pub enum StartError {
     /// The records.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A thread.
+    #[error("a thread cannot be started: {0}; check the limits on threads and memory")]
+    Thread(#[source] std::io::Error),
     /// Routes.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -110,7 +113,7 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let (geometry, networks) = geometry(config, &intent, mtu)?;
     let records = Records::open(&config.run_dir, geometry.host_bits, config.address_rest)?;
     let datapath = Datapath::load(&config.bpf_dir, &geometry)?;
-    let mut live = Live::new(geometry, networks, 0, datapath, records);
+    let mut live = Live::new(geometry, networks, 0, datapath, (records, Remover::start().map_err(StartError::Thread)?));
     let (overlay, changes) = overlay_of(config, &live).ensure(&mut host)?;
     live.overlay = overlay;
     for change in changes {
@@ -147,7 +150,7 @@ pub(super) fn firewall_if_needed(live: &Live) -> Result<bool, FirewallError> {
 fn undo_unfinished(live: &Live) {
     use crate::pods::record::Stage;
     for record in live.records.all().into_iter().filter(|record| record.stage == Stage::Attaching) {
-        let undone = crate::pods::wire::disconnect(&record).map_err(|error| error.to_string());
+        let undone = live.remover.remove(&record).map_err(|error| error.to_string());
         let undone = undone.and_then(|()| live.forget(&record).map_err(|error| error.to_string()));
         match undone {
             Ok(()) => {

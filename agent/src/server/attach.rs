@@ -17,7 +17,7 @@ use crate::live::{ForgetError, Live, locked};
 use crate::pods::limit::LimitError;
 use crate::pods::record::Stage;
 use crate::pods::wire::{self, GATEWAY_MAC, WireError};
-use crate::pods::{Limits, Record, RecordError};
+use crate::pods::{Limits, Record, RecordError, RemoveError};
 use crate::reconcile::{Agent, apply_namespaces};
 
 /// How long an ADD waits for its namespace's numbers: the first pod of a new namespace may be faster than they are.
@@ -47,6 +47,8 @@ pub(super) enum AttachError {
     #[error("what was left of an earlier ADD cannot be removed: {0}")]
     Leftover(#[from] ForgetError),
     #[error(transparent)]
+    Remove(#[from] RemoveError),
+    #[error(transparent)]
     Netns(#[from] crate::kernel::NetnsError),
 }
 
@@ -61,7 +63,7 @@ pub(super) fn failure(error: &AttachError) -> Failure {
         AttachError::Limit(_) => Code::InvalidConfig,
         AttachError::Record(RecordError::Full(_)) => Code::AddressPoolFull,
         AttachError::Wire(WireError::InterfaceExists(_)) => Code::InterfaceExists,
-        AttachError::Wire(_) | AttachError::Netns(_) => Code::Kernel,
+        AttachError::Wire(_) | AttachError::Remove(_) | AttachError::Netns(_) => Code::Kernel,
         AttachError::Record(_) | AttachError::Datapath(_) | AttachError::Leftover(_) => Code::Internal,
     };
     Failure::new(code, "the pod cannot be attached to its network", error.to_string())
@@ -133,7 +135,7 @@ fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
     if stands {
         return Err(WireError::InterfaceExists(held.id.interface().to_owned()).into());
     }
-    wire::disconnect(held)?;
+    live.remover.remove(held)?;
     Ok(live.forget(held)?)
 }
 
@@ -146,7 +148,7 @@ fn attach(live: &Live, record: &Record, netns: &Netns) -> Result<(), AttachError
 }
 
 fn undo(live: &Live, record: &Record) {
-    if let Err(error) = wire::disconnect(record) {
+    if let Err(error) = live.remover.remove(record) {
         tracing::warn!(%error, "a failed ADD could not be undone in the kernel; the next resync does it");
     }
     if let Err(error) = live.forget(record) {

@@ -5,7 +5,7 @@ use bulkhead_core::cni::{Code, Failure};
 use thiserror::Error;
 
 use crate::live::{ForgetError, Live};
-use crate::pods::wire::{self, WireError};
+use crate::pods::RemoveError;
 
 /// Why a pod cannot be detached.
 #[derive(Debug, Error)]
@@ -13,14 +13,14 @@ pub(super) enum DetachError {
     #[error(transparent)]
     Forget(#[from] ForgetError),
     #[error(transparent)]
-    Wire(#[from] WireError),
+    Remove(#[from] RemoveError),
 }
 
 /// A DEL's errors as CNI codes: the runtime calls again.
 pub(super) fn failure(error: &DetachError) -> Failure {
     let code = match error {
         DetachError::Forget(_) => Code::Internal,
-        DetachError::Wire(_) => Code::Kernel,
+        DetachError::Remove(_) => Code::Kernel,
     };
     Failure::new(code, "the pod could not be detached", error.to_string())
 }
@@ -30,5 +30,5 @@ pub(super) fn del(live: &Live, id: &AttachmentId) -> Result<(), DetachError> {
     let Some(record) = live.records.get(id) else { return Ok(()) };
     // The maps first: from here nothing reaches the address and nothing leaves the device.
     live.forget(&record)?;
-    Ok(wire::disconnect(&record)?)
+    Ok(live.remover.remove(&record)?)
 }
