@@ -12,6 +12,11 @@ use crate::name::{NameError, Namespace};
 use crate::number::{Exhausted, Numbers};
 use crate::vni::{NetId, NumberError, Vni};
 
+/// How many namespaces the leader moves in one transaction when one write asks for it: each costs two compares and two
+/// writes of the 128 that etcd takes, and the target, the numbers and the leader's fence are compared once. Actions
+/// of more namespaces than this, or to many targets, are carried out in several transactions.
+pub const MOVES_PER_TRANSACTION: usize = 62;
+
 /// A namespace's numbers, as the ledger holds them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -27,7 +27,11 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
         complain(keys.ledger_cluster(), held.revision, format!("nothing is done: {error}"));
     }
     if let Some((held, Err(error))) = state.numbers.as_ref().map(|held| (held, &held.value)) {
-        complain(keys.numbers(), held.revision, format!("no number or subnet is given out: {error}"));
+        complain(
+            keys.numbers(),
+            held.revision,
+            format!("no namespace is born, moved or removed and no subnet is given out: {error}"),
+        );
     }
     for (namespace, held) in &state.ledger {
         if let Err(error) = &held.value {

@@ -29,7 +29,6 @@ use bulkhead_core::Namespace;
 
 pub use complaint::{Complaint, complaints};
 pub use mirror::NOTICE;
-pub use moves::MOVES_PER_TRANSACTION;
 pub use note::Note;
 pub use step::{MAX_BYTES, MAX_COMPARES, MAX_WRITES, Step};
 

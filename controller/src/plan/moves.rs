@@ -15,10 +15,6 @@ use super::step::Step;
 use crate::source;
 use crate::state::{Held, State};
 
-/// How many namespaces move together at least: each costs two compares, and the fence, the target and the numbers are
-/// compared once.
-pub const MOVES_PER_TRANSACTION: usize = 62;
-
 /// Carries out the oldest action that can be, with those written by the same transaction.
 pub(super) fn step(state: &State) -> Option<Step> {
     let mut writes: BTreeMap<i64, Vec<(&Namespace, &Held<_>)>> = BTreeMap::new();

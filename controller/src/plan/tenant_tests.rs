@@ -2,9 +2,10 @@
 
 use bulkhead_core::Action;
 use bulkhead_core::record::NetNamespaceRecord;
+use bulkhead_core::tenant::MOVES_PER_TRANSACTION;
 
 use super::scenes::{Scene, ns};
-use super::{MOVES_PER_TRANSACTION, NOTICE, Note};
+use super::{NOTICE, Note};
 
 fn join(target: &str) -> Action {
     Action::Join(ns(target))
@@ -298,4 +299,25 @@ async fn an_unreadable_ledger_entry_stops_what_could_give_a_number_twice() {
     scene.record("c", r#"{"NetName":"c"}"#).await;
     assert_eq!(scene.settle().await, 0);
     assert_eq!(super::complaints(&scene.state).len(), 1);
+}
+
+#[tokio::test]
+async fn an_unreadable_allocator_gives_nothing_out_but_mirrors_and_releases_go_on() {
+    let mut scene = Scene::of(&["a"]).await;
+    scene.asks("n1", "10.0.0.1").await;
+    scene.settle().await;
+    scene.write(&scene.keys.numbers(), "{}").await;
+    scene.record("b", r#"{"NetName":"b"}"#).await;
+    scene.asks("n2", "10.0.0.2").await;
+    assert_eq!(scene.settle().await, 0);
+    assert_eq!(super::complaints(&scene.state).len(), 1);
+    scene.record("a", r#"{"NetName":"a","NetID":99}"#).await;
+    scene.delete(&scene.keys.subnet("10.0.0.1".parse().unwrap())).await;
+    assert_eq!(scene.settle().await, 2);
+    assert!(scene.state.nodes.is_empty() && scene.read("a").await.net_id == Some(10));
+    // Deleted, it is made anew from the ledger.
+    scene.delete(&scene.keys.numbers()).await;
+    scene.settle().await;
+    assert_eq!(scene.numbers("a"), Some((10, 10)));
+    assert_eq!(scene.numbers("b"), Some((11, 11)));
 }
