@@ -119,10 +119,14 @@ impl Note {
             Self::Split { left } => {
                 warn!(left, "one write asks more namespaces to move than one transaction takes, they move in several");
             }
-            Self::Refused { what, name, reason } => warn!(what, name, reason, "refused"),
+            Self::Refused { what: "node", name, reason } => warn!(node = name, reason, "refused"),
+            Self::Refused { name, reason, .. } => warn!(namespace = name, reason, "refused"),
             Self::Mirrored { what, name } => debug!(what, name, "the record says what the ledger says"),
-            Self::Restored { what, name } => {
-                warn!(what, name, "the record differed from the ledger and was restored: use an action to change it");
+            Self::Restored { what: "node", name } => {
+                warn!(node = name, "the record differed from the ledger and was restored: a node keeps its subnet");
+            }
+            Self::Restored { name, .. } => {
+                warn!(namespace = name, "the record differed from the ledger and was restored: use an action");
             }
             Self::Admitted { host, address, subnets, adopted } => {
                 info!(node = %host, %address, subnets = list(*subnets), adopted, "node has its subnet");
