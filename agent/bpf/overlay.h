@@ -72,7 +72,7 @@ int from_overlay(struct __sk_buff *skb)
 
 	if (!state)
 		return TC_ACT_SHOT;
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return drop(skb, &p, DROP_NOT_IP);
 	if (read_ipv4(skb, &p) || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop(skb, &p, DROP_MALFORMED);

@@ -186,6 +186,8 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!state)
 		return TC_ACT_SHOT;
+	if (skb->vlan_present) /* the tag is beside the frame: its protocol alone looks like an IPv4 packet's */
+		return drop(skb, &none, DROP_NOT_IP);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return ipv4_from_pod(skb, state);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))

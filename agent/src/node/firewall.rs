@@ -7,6 +7,8 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use std::net::Ipv4Addr;
+
 use ipnetwork::Ipv4Network;
 use thiserror::Error;
 
@@ -26,6 +28,8 @@ pub enum FirewallError {
 pub struct Firewall {
     /// The pods' network.
     pub network: Ipv4Network,
+    /// This node's address in it.
+    pub gateway: Ipv4Addr,
     /// UDP.
     pub vxlan_port: u16,
 }
@@ -36,7 +40,7 @@ const TABLE: &str = "bulkhead";
 impl Firewall {
     /// The rules as nft reads them: what was there before goes in the same transaction.
     pub fn rules(&self) -> String {
-        let Self { network, vxlan_port } = self;
+        let Self { network, gateway, vxlan_port } = self;
         format!(
             r#"table ip {TABLE} {{ }}
 delete table ip {TABLE}
@@ -47,12 +51,14 @@ table ip {TABLE} {{
 
     # The tunnel is not for conntrack: no service can translate it, whatever its addresses. Pod-to-pod packets that the
     # stack sees half of (fragments, replies of the fast path) must not be INVALID; those with a port of the translated
-    # range, and errors that quote one, belong to a flow that this stack translates.
+    # range, and errors that quote one, belong to a flow that this stack translates, and so may those of its own address.
     chain prerouting_raw {{
         type filter hook prerouting priority raw; policy accept;
         meta mark & 0xffff0000 == 0 udp dport {vxlan_port} fib daddr type local notrack accept
         ip saddr != {network} accept
         ip daddr != {network} accept
+        ip saddr {gateway} accept
+        ip daddr {gateway} accept
         icmp type {{ destination-unreachable, source-quench, time-exceeded, parameter-problem }} @th,224,32 != 0 accept
         tcp sport >= 61000 accept
         tcp dport >= 61000 accept
@@ -101,7 +107,7 @@ table ip {TABLE} {{
 
     /// Tells this version of the rules and its parameters from another.
     fn id(self) -> String {
-        format!("bulkhead rules 1, pods {}, vxlan {}", self.network, self.vxlan_port)
+        format!("bulkhead rules 2, pods {}, gateway {}, vxlan {}", self.network, self.gateway, self.vxlan_port)
     }
 
     /// Whether the kernel's table is these rules, with every chain.

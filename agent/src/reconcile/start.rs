@@ -98,8 +98,8 @@ pub(super) fn routes_of(live: &Live) -> Routes {
     Routes { network: live.geometry.network, node_ip: live.geometry.node_ip, overlay: live.overlay }
 }
 
-pub(super) const fn firewall_of(live: &Live) -> Firewall {
-    Firewall { network: live.geometry.network, vxlan_port: live.geometry.vxlan_port }
+pub(super) fn firewall_of(live: &Live) -> Firewall {
+    Firewall { network: live.geometry.network, gateway: live.gateway(), vxlan_port: live.geometry.vxlan_port }
 }
 
 /// Takes the node up. Nothing of it is visible to the runtime yet.
