@@ -15,6 +15,8 @@ mod numbers;
 mod step;
 
 #[cfg(test)]
+mod node_races;
+#[cfg(test)]
 mod node_tests;
 #[cfg(test)]
 mod races;
