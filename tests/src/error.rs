@@ -94,3 +94,23 @@ impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
 pub fn promised(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), LabError> {
     if holds { Ok(()) } else { Err(LabError::Broken(otherwise())) }
 }
+
+/// Failures that do not end a test at once: all are seen in one run.
+#[derive(Debug, Default)]
+pub struct Tally(std::cell::RefCell<Vec<String>>);
+
+impl Tally {
+    /// Keeps a failure.
+    pub fn note(&self, outcome: Result<(), LabError>) {
+        if let Err(error) = outcome {
+            println!("    FAILED: {error}");
+            self.0.borrow_mut().push(error.to_string());
+        }
+    }
+
+    /// All failures as one.
+    pub fn settle(self) -> Result<(), LabError> {
+        let failures = self.0.into_inner();
+        promised(failures.is_empty(), || failures.join("\n"))
+    }
+}

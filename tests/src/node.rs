@@ -208,6 +208,11 @@ impl Node {
         if frozen { agent.freeze() } else { agent.thaw() }
     }
 
+    /// The agent's process, if it runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent().as_ref().map(Process::pid)
+    }
+
     /// The end of the agent's log.
     pub fn agent_log(&self, lines: usize) -> String {
         crate::process::tail(&self.dir.join("agent.log"), lines)

@@ -41,7 +41,7 @@ fn a_wrong_call_is_refused_and_changes_nothing() -> Result<(), LabError> {
     environment(node, &container)?;
     bandwidth(node, &container)?;
     println!("interfaces and namespaces");
-    netns.ip("link add eth0 type dummy")?;
+    netns.ip("link add eth0 type bridge")?;
     refused("an interface that exists", &call(node, &container, |_| {})?, &[100])?;
     netns.ip("link del eth0")?;
     let difference = before.difference(&Holdings::of(node)?);

@@ -92,7 +92,7 @@ fn an_agent_says_what_is_wrong_around_it() -> Result<(), LabError> {
     node.netns().ip("link add theirs type vxlan id 7 dstport 4789 dev eth0\nlink set theirs up")?;
     complains(node, "someone's VXLAN device", command_again(node)?, &["theirs", "4789"])?;
     node.netns().ip("link del theirs")?;
-    node.netns().ip("link add bulkhead0 type dummy")?;
+    node.netns().ip("link add bulkhead0 type bridge")?;
     complains(node, "a device of our name", command_again(node)?, &["bulkhead0"])?;
     node.netns().ip("link del bulkhead0")?;
     let taken = node.netns().run(|| std::net::UdpSocket::bind("0.0.0.0:4789"))?;

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use bulkhead_tests::error::promised;
+use bulkhead_tests::error::{Tally, promised};
 use bulkhead_tests::flow::TcpFlow;
 use bulkhead_tests::matrix::expect_large;
 use bulkhead_tests::probe::{PATIENCE, Proto, SILENCE, expect_reaches, reaches_with, seen_as};
@@ -67,54 +67,58 @@ fn services_work_and_launder_nobody() -> Result<(), LabError> {
     ];
     lab.nodes().iter().try_for_each(|node| service::install(node.netns(), &services))?;
 
+    let failures = Tally::default();
     println!("a namespace's own services: on one node, across nodes, hairpin; small and large");
     for size in [32, 1400, 9000] {
         for number in [1, 2, 3, 5, 6] {
-            works(client, vip(number), PORT, size)?;
+            failures.note(works(client, vip(number), PORT, size));
         }
     }
-    works(far, vip(1), PORT, 1400)?;
-    works(far, vip(2), PORT, 1400)?;
+    failures.note(works(far, vip(1), PORT, 1400));
+    failures.note(works(far, vip(2), PORT, 1400));
     println!("a global namespace's service for everybody, everybody's for a global one and for hosts");
     for from in [client, foreign, foreign_far, far, node(0), node(1)] {
-        works(from, vip(4), PORT, 1400)?;
+        failures.note(works(from, vip(4), PORT, 1400));
     }
     for number in [1, 2, 5, 6] {
-        works(dns, vip(number), PORT, 32)?;
-        works(node(0), vip(number), PORT, 32)?;
-        works(node(2), vip(number), PORT, 32)?;
+        failures.note(works(dns, vip(number), PORT, 32));
+        failures.note(works(node(0), vip(number), PORT, 32));
+        failures.note(works(node(2), vip(number), PORT, 32));
     }
     println!("through a NodePort, from a pod, another node and the outside");
     for port in [30080, 30081] {
-        works(client, node(0).address(), port, 32)?;
-        works(node(2), node(0).address(), port, 32)?;
-        works(lab.outside(), node(0).address(), port, 32)?;
+        failures.note(works(client, node(0).address(), port, 32));
+        failures.note(works(node(2), node(0).address(), port, 32));
+        failures.note(works(lab.outside(), node(0).address(), port, 32));
     }
     println!("a foreign tenant passes through none of them, masqueraded or not");
     for number in [1, 2, 3, 5, 6] {
-        silent(foreign, vip(number), PORT)?;
-        silent(foreign_far, vip(number), PORT)?;
+        failures.note(silent(foreign, vip(number), PORT));
+        failures.note(silent(foreign_far, vip(number), PORT));
     }
-    silent(foreign, node(0).address(), 30080)?;
-    silent(foreign, node(0).address(), 30081)?;
+    failures.note(silent(foreign, node(0).address(), 30080));
+    failures.note(silent(foreign, node(0).address(), 30081));
     println!("the pod behind a service sees the client's own address");
     for proto in WITH_PORTS {
         let seen = seen_as(client, vip(9), PORT, proto)?;
-        promised(seen.ip() == client.address(), || format!("{proto}: seen as {seen}, not as {}", client.address()))?;
+        failures.note(promised(seen.ip() == client.address(), || {
+            format!("{proto}: seen as {seen}, not as {}", client.address())
+        }));
     }
     println!("the overlay is not caught by rules for nodes' addresses and its port: fast path and host's stack");
-    expect_reaches(client, far)?;
-    expect_reaches(foreign, foreign_far)?;
-    expect_reaches(node(0), far)?;
-    expect_large(client, far, 9000)?;
-    expect_large(node(0), far, 9000)?;
+    failures.note(expect_reaches(client, far));
+    failures.note(expect_reaches(foreign, foreign_far));
+    failures.note(expect_reaches(node(0), far));
+    failures.note(expect_large(client, far, 9000));
+    failures.note(expect_large(node(0), far, 9000));
     many_connections(client, vip(2))?;
     println!("an established connection through a service lives as long as its pods");
     let flow = TcpFlow::start_at(client, vip(2), PORT)?;
     works(client, vip(1), PORT, 32)?;
     std::thread::sleep(Duration::from_millis(500));
     let progress = flow.stop();
-    promised(progress.broken.is_none() && progress.bytes > 0, || progress.to_string())
+    promised(progress.broken.is_none() && progress.bytes > 0, || progress.to_string())?;
+    failures.settle()
 }
 
 /// Ports are chosen anew for each connection: none of many may fail.

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use bulkhead_tests::counters::Drops;
-use bulkhead_tests::error::{Tried, promised};
+use bulkhead_tests::error::{Tally, Tried, promised};
 use bulkhead_tests::frame::{self, BROADCAST, Mac};
 use bulkhead_tests::netns::Netns;
 use bulkhead_tests::packet::PacketSocket;
@@ -27,6 +27,7 @@ struct Scene {
     far: Pod,
     /// On n2, of another namespace.
     other: Pod,
+    failures: Tally,
 }
 
 /// Sends `frame` from mallory and expects that nobody of `victims` sees a byte of it, counted on n1.
@@ -34,8 +35,9 @@ fn refused(scene: &Scene, what: &str, frame: &[u8], reasons: &[&str]) -> Result<
     println!("{what}: dropped as {}", reasons.join(" or "));
     let mouth = PacketSocket::open(scene.mallory.netns(), "eth0")?;
     let drops = Drops::of(scene.lab.node(0))?;
-    unseen(scene, what, || (0..COUNT).try_for_each(|_| mouth.send(frame)))?;
-    drops.expect(reasons, COUNT)
+    scene.failures.note(unseen(scene, what, || (0..COUNT).try_for_each(|_| mouth.send(frame))));
+    scene.failures.note(drops.expect(reasons, COUNT));
+    Ok(())
 }
 
 /// Runs `send`, then fails if a victim has seen the marker.
@@ -73,6 +75,7 @@ fn what_is_forged_is_dropped_and_counted() -> Result<(), LabError> {
         near: lab.pod(0, "a", "near")?,
         far: lab.pod(1, "a", "far")?,
         other: lab.pod(1, "b", "other")?,
+        failures: Tally::default(),
         lab,
     };
     expect_reaches(scene.mallory.endpoint(), scene.near.endpoint())?;
@@ -83,7 +86,8 @@ fn what_is_forged_is_dropped_and_counted() -> Result<(), LabError> {
     the_underlay(&scene)?;
     println!("and mallory's honest traffic still passes");
     expect_reaches(scene.mallory.endpoint(), scene.near.endpoint())?;
-    expect_reaches(scene.mallory.endpoint(), scene.far.endpoint())
+    expect_reaches(scene.mallory.endpoint(), scene.far.endpoint())?;
+    scene.failures.settle()
 }
 
 fn a_pods_addresses(scene: &Scene) -> Result<(), LabError> {
@@ -153,7 +157,10 @@ fn a_pods_vxlan(scene: &Scene) -> Result<(), LabError> {
             service::install(n1.netns(), &[through])?;
             let frame = frame::ethernet(host, mac, frame::IPV4, &frame::udp((own, 40001), (vip, 53), &forged));
             let mouth = PacketSocket::open(scene.mallory.netns(), "eth0")?;
-            unseen(scene, &format!("VXLAN through a service to {target}"), || mouth.send(&frame))?;
+            let drops = Drops::of(n1)?;
+            let what = format!("VXLAN through a service to {target}");
+            scene.failures.note(unseen(scene, &what, || (0..COUNT).try_for_each(|_| mouth.send(&frame))));
+            scene.failures.note(drops.expect(&["pod-vxlan", "translated-vxlan"], COUNT));
         }
     }
     service::remove(n1.netns())
@@ -179,8 +186,8 @@ fn the_underlay(scene: &Scene) -> Result<(), LabError> {
         println!("{what}: dropped as {}", reasons.join(" or "));
         let drops = Drops::of(n1)?;
         let inner = inner(source, scene.near.address());
-        unseen(scene, what, || send_vxlan(from, n1.address(), number, &inner))?;
-        drops.expect(reasons, COUNT)?;
+        scene.failures.note(unseen(scene, what, || send_vxlan(from, n1.address(), number, &inner)));
+        scene.failures.note(drops.expect(reasons, COUNT));
     }
     println!("unencapsulated packets to and from pods' addresses on the underlay: dropped as bare");
     let to_n1 = frame::parse_mac(
@@ -202,8 +209,9 @@ fn the_underlay(scene: &Scene) -> Result<(), LabError> {
         let drops = Drops::of(n1)?;
         let frame = frame::ethernet(to_n1, FOREIGN, frame::IPV4, &frame::udp((source, 1), (target, 2), MARK));
         let mouth = PacketSocket::open(from, "eth0")?;
-        unseen(scene, &format!("{source} to {target}"), || (0..COUNT).try_for_each(|_| mouth.send(&frame)))?;
-        drops.expect(&["bare"], COUNT)?;
+        let what = format!("unencapsulated, {source} to {target}");
+        scene.failures.note(unseen(scene, &what, || (0..COUNT).try_for_each(|_| mouth.send(&frame))));
+        scene.failures.note(drops.expect(&["bare"], COUNT));
     }
     Ok(())
 }
