@@ -12,6 +12,8 @@
 /* The namespace's index travels in the upper half of skb->mark; kube-proxy and kubelet use bits of the lower half. */
 #define MARK_SHIFT 16
 #define MARK_LOWER 0xffffu
+/* From from_pod straight to to_overlay: the stack never saw it. Lives between the two programs only. */
+#define MARK_DIRECT 1u
 
 /* Namespace indices. */
 #define NS_NONE 0    /* no mark: never a namespace */

@@ -12,7 +12,7 @@ int to_overlay(struct __sk_buff *skb)
 	struct bpf_tunnel_key key = {};
 	struct node_address *address;
 	struct packet p = {};
-	__u32 source, reason;
+	__u32 source, reason, direct;
 	struct node *node;
 	struct ns *ns;
 
@@ -44,9 +44,15 @@ int to_overlay(struct __sk_buff *skb)
 	key.local_ipv4 = NODE_IP;
 	key.tunnel_ttl = 64;
 	key.tunnel_tos = p.tos & 0xfc; /* DSCP; the device adds ECN (RFC 6040) */
-	/* As the inner packet asks, so that a router on the way can say what fits. */
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), p.df ? BPF_F_DONT_FRAGMENT : 0))
+	/*
+	 * A pod's own packets ask routers what fits, and too_big.h passes the answer on. What comes from the host's stack is
+	 * cut on the way if need be: set_tunnel_key takes the route from the packet, so that the stack cannot learn.
+	 */
+	direct = skb->mark & MARK_DIRECT;
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), p.df && direct ? BPF_F_DONT_FRAGMENT : 0))
 		return drop_between(skb, &p, DROP_NO_ROOM, source, NS_NONE);
+	if (direct)
+		skb->mark &= ~MARK_DIRECT;
 	clear_mark(skb);
 	return TC_ACT_OK;
 }

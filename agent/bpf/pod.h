@@ -4,7 +4,7 @@
  * destination. to_pod: the last gate before a pod for what the host's stack sends.
  */
 #pragma once
-#include "source.h"
+#include "too_big.h"
 
 struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
 	__be16 hardware, protocol;
@@ -67,33 +67,6 @@ static __always_inline int within_limit(struct __sk_buff *skb, __u32 host)
 	return 1;
 }
 
-/* Whether the packet, or each of its segments, fits the tunnel on its way to `remote4`. */
-static __always_inline int fits(struct __sk_buff *skb, struct packet *p, __be32 remote4)
-{
-	__u32 length = skb->len - ETH_HLEN;
-	struct bpf_fib_lookup fib = {};
-
-	if (skb->gso_size) {
-		__u8 words = 2 << 4; /* a UDP header's length, in TCP's notation */
-
-		if (p->protocol == IPPROTO_TCP && bpf_skb_load_bytes(skb, ETH_HLEN + p->header + 12, &words, 1))
-			return 0;
-		length = skb->gso_size + p->header + (words >> 4) * 4;
-	}
-	if (length > OVERLAY_MTU)
-		return 0;
-	if (length <= 1230) /* with the tunnel's headers the smallest MTU of IPv6, which any sane underlay has */
-		return 1;
-	/* The route to the peer may have a smaller MTU of its own, or one learned from a router (RFC 1191). */
-	fib.family = 2; /* AF_INET */
-	fib.ifindex = skb->ifindex;
-	fib.ipv4_src = bpf_htonl(NODE_IP);
-	fib.ipv4_dst = remote4;
-	fib.l4_protocol = IPPROTO_UDP;
-	fib.tot_len = length + 50;
-	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_FRAG_NEEDED;
-}
-
 /* Delivery on this node: the frame gets the pod's addresses and goes straight into its netns, or through its shaper. */
 static __always_inline int deliver(struct __sk_buff *skb, struct endpoint *ep)
 {
@@ -116,7 +89,7 @@ static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *st
 	struct node_address *address;
 	struct ethhdr *eth;
 	__be32 remote;
-	__u32 ns, service;
+	__u32 ns, service, narrow;
 
 	if (read_ipv4(skb, &p)) {
 		struct packet none = {};
@@ -173,8 +146,14 @@ static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *st
 			remote = address->remote4;
 		}
 	}
-	if (service || !fits(skb, &p, remote))
+	if (service)
 		return TC_ACT_OK;
+	narrow = narrowest(skb, &p, remote);
+	if (narrow == USE_STACK)
+		return TC_ACT_OK;
+	if (narrow != FITS)
+		return answer_too_big(skb, &p, ep, narrow);
+	skb->mark |= MARK_DIRECT;
 	return bpf_redirect(state->overlay_ifindex, 0);
 }
 

@@ -46,12 +46,16 @@ pub struct Programs {
 pub const PROGRAMS: [&str; 5] = ["from_pod", "to_pod", "to_overlay", "from_overlay", "from_underlay"];
 
 impl Programs {
+    /// The named program, one of [`PROGRAMS`].
+    pub fn program(&self, name: &'static str) -> Result<&SchedClassifier, DatapathError> {
+        let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
+        program.try_into().map_err(|source| DatapathError::Program { name, source: Box::new(source) })
+    }
+
     /// The named program's file descriptor.
     pub fn fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
-        let failed = |source: ProgramError| DatapathError::Program { name, source: Box::new(source) };
-        let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
-        let program: &SchedClassifier = program.try_into().map_err(failed)?;
-        Ok(program.fd().map_err(failed)?.as_fd())
+        let fd = self.program(name)?.fd();
+        Ok(fd.map_err(|source| DatapathError::Program { name, source: Box::new(source) })?.as_fd())
     }
 }
 

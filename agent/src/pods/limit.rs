@@ -113,7 +113,7 @@ pub struct Shaper {
 }
 
 impl Shaper {
-    /// The shaper for a bandwidth: bursts of 8 ms, at least ten frames; a queue of 25 ms, at least twenty frames.
+    /// The shaper for a bandwidth: bursts of 8 ms, at least ten frames; a queue of 25 ms, at least forty frames.
     pub fn of(bandwidth: Bandwidth) -> Self {
         const FRAME: u64 = 1_514;
         let rate = bandwidth.bytes();
@@ -123,7 +123,7 @@ impl Shaper {
             u32::try_from(bytes.max(u128::from(frames * FRAME)).min(1 << 31)).unwrap_or(1 << 31)
         };
         let burst = of_time(8, 10);
-        Self { rate, burst, limit: burst.saturating_add(of_time(25, 20)) }
+        Self { rate, burst, limit: burst.saturating_add(of_time(25, 40)) }
     }
 }
 

@@ -10,6 +10,7 @@ mod turn;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use crate::args::Config;
 use crate::intent::Shared;
@@ -46,6 +47,20 @@ impl Agent {
     /// Whether pods can be attached.
     pub fn is_ready(&self) -> bool {
         self.live.get().is_some()
+    }
+
+    /// The node, once it is up; none if it is not by the deadline.
+    pub fn wait_live(&self, deadline: Instant) -> Option<&Live> {
+        let mut seen = 0;
+        loop {
+            if let Some(live) = self.live.get() {
+                return Some(live);
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            seen = self.shared.wait_past(seen, deadline);
+        }
     }
 
     fn repaired(&self, what: impl IntoIterator<Item = String>) {

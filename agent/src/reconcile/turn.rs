@@ -58,6 +58,7 @@ fn take_up(agent: &Agent) {
                 );
                 locked(&agent.problems).clear();
                 drop(agent.live.set(live));
+                agent.shared.nudge();
                 return;
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 //! One CNI call: which operation, on which attachment, and how its outcome is told to the runtime.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use bulkhead_core::attachment::AttachmentId;
 use bulkhead_core::cni::{Code, Failure};
@@ -36,8 +37,12 @@ pub(super) fn answer(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> R
     }
 }
 
+/// How long a call waits for a node that is coming up: an agent that restarts is back well within it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Reply, Failure> {
-    let live = ready(agent);
+    let patience = if call.command == Command::Status { Duration::ZERO } else { PATIENCE };
+    let live = ready(agent, Instant::now() + patience);
     match call.command {
         Command::Add => {
             let (id, netns) = (named(call)?, passed(netns)?);
@@ -50,7 +55,10 @@ fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Re
         }
         Command::Del => {
             let id = named(call)?;
-            let live = live?;
+            let Ok(live) = live else {
+                // A node that is not up has to be told later; the runtime need not wait for that.
+                return super::spool::keep(agent, &id, call).map(|()| Reply::Done);
+            };
             live.exclusively(&id, || detach::del(live, &id))
                 .map(|()| Reply::Done)
                 .map_err(|error| detach::failure(&error))
@@ -75,8 +83,8 @@ fn passed(netns: Option<OwnedFd>) -> Result<Netns, Failure> {
     netns.map_err(|error| Failure::new(Code::InvalidEnvironment, error.to_string(), ""))
 }
 
-fn ready(agent: &Agent) -> Result<&Live, Failure> {
-    agent.live.get().ok_or_else(|| {
+fn ready(agent: &Agent, deadline: Instant) -> Result<&Live, Failure> {
+    agent.wait_live(deadline).ok_or_else(|| {
         let why = locked(&agent.problems).join("; ");
         Failure::new(Code::TryAgainLater, "this node's network is not ready", why)
     })

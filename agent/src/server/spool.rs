@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use bulkhead_core::attachment::AttachmentId;
+use bulkhead_core::cni::{Code, Failure};
+use bulkhead_core::protocol::CniCall;
 use bulkhead_core::spool;
 
 use super::detach;
@@ -32,6 +34,24 @@ pub(super) fn drain_one(agent: &Agent, live: &Live, id: &AttachmentId) {
     if path.exists() {
         carry_out(live, id, &path);
     }
+}
+
+/// Keeps a DEL that came before the node was up, as the plugin does when no agent is there.
+pub(super) fn keep(agent: &Agent, id: &AttachmentId, call: &CniCall) -> Result<(), Failure> {
+    let failed =
+        |why: String| Failure::new(Code::Io, "the node is not up and the DEL could not be kept for later", why);
+    let folder = folder(agent);
+    let content = spool::encode(call).map_err(|error| failed(error.to_string()))?;
+    let (temporary, path) = (spool::temporary_name(id, std::process::id()), folder.join(spool::file_name(id)));
+    let written = fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(folder.join(&temporary), content))
+        .and_then(|()| fs::rename(folder.join(&temporary), &path));
+    written.map_err(|error| failed(error.to_string()))?;
+    // The node may have come up, and drained the spool, between the question and the file.
+    if let Some(live) = agent.live.get().filter(|_| path.exists()) {
+        carry_out(live, id, &path);
+    }
+    Ok(())
 }
 
 fn carry_out(live: &Live, id: &AttachmentId, path: &Path) {
