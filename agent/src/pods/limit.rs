@@ -113,6 +113,12 @@ pub struct Shaper {
 }
 
 impl Shaper {
+    /// The largest segment that a pod's stack should hand to its shaper: 2 ms of the rate, from two frames to 64 KiB, so that
+    /// a start at a low rate is not lost in the queue.
+    pub fn segment(&self) -> u32 {
+        u32::try_from((self.rate / 500).clamp(3_028, 65_536)).unwrap_or(65_536)
+    }
+
     /// The shaper for a bandwidth: bursts of 8 ms, at least ten frames; a queue of 25 ms, at least forty frames.
     pub fn of(bandwidth: Bandwidth) -> Self {
         const FRAME: u64 = 1_514;

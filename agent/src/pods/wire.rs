@@ -112,7 +112,7 @@ pub fn connect(
         peer_index: Some(peer),
         peer_mac: record.mac(),
         peer_netns: netns,
-        peer_gso_max_size: None,
+        peer_gso_max_size: record.limits.egress.map(|limit| Shaper::of(limit).segment()),
     });
     let mut inside = Netlink::within(netns)?;
     let interface = InterfaceName::try_from(record.id.interface())?;

@@ -1,0 +1,281 @@
+//! A node for one test: the loaded datapath, its maps filled by the agent's own code, and live devices to name.
+//!
+//! ```text
+//! 10.42.0.0/16, a /24 for each node
+//!   7  this node, 192.0.2.1 and 198.51.100.1    two pods of every tenant at 10.42.7.10 and up
+//!   8  a peer, 192.0.2.2 and 198.51.100.2
+//!   9  a peer, 192.0.2.3
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use bulkhead_agent::datapath::abi::{EndpointValue, NS_NODE, NS_UNKNOWN, Peer, PolicerValue, Port, StateValue};
+use bulkhead_agent::datapath::{Datapath, Geometry, Network};
+use bulkhead_agent::kernel::{Mac, Netlink, Netns, Op, VethSpec, VxlanSpec};
+use bulkhead_agent::live::locked;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
+
+pub const GEOMETRY: Geometry = Geometry {
+    network: match ipnetwork::Ipv4Network::new_checked(Ipv4Addr::new(10, 42, 0, 0), 16) {
+        Some(network) => network,
+        None => unreachable!(),
+    },
+    host_bits: 8,
+    blocks: 256,
+    local_block: 7,
+    node_ip: Ipv4Addr::new(192, 0, 2, 1),
+    vxlan_port: 4789,
+    mtu: 1450,
+};
+pub const GATEWAY_MAC: Mac = Mac([0x0a, 0x58, 0, 0, 0, 1]);
+/// This node's addresses.
+pub const OWN: [Ipv4Addr; 3] = [Ipv4Addr::new(10, 42, 7, 1), GEOMETRY.node_ip, Ipv4Addr::new(198, 51, 100, 1)];
+/// Another node's.
+pub const PEER: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(10, 42, 8, 1), Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(198, 51, 100, 2)];
+/// A pod of that node.
+pub const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 42, 8, 20);
+/// In a subnet that no node holds.
+pub const NOWHERE: Ipv4Addr = Ipv4Addr::new(10, 42, 200, 20);
+/// Neither cluster nor node.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+/// An index that no VNI has.
+pub const UNASSIGNED: u32 = 4000;
+
+/// The namespaces that the node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tenant {
+    /// Isolated.
+    A,
+    /// Isolated.
+    B,
+    /// Joined to A.
+    C,
+    Global,
+    /// Deleted, with pods that still run.
+    Gone,
+    /// Another such.
+    AlsoGone,
+}
+
+impl Tenant {
+    pub const ALL: [Self; 6] = [Self::A, Self::B, Self::C, Self::Global, Self::Gone, Self::AlsoGone];
+
+    pub const fn vni(self) -> u32 {
+        10 + self as u32
+    }
+
+    /// Its network in [`Node`]'s first state.
+    pub const fn network(self) -> Network {
+        match self {
+            Self::A | Self::C => Network::Id(10),
+            Self::B => Network::Id(11),
+            Self::Global => Network::Id(0),
+            Self::Gone | Self::AlsoGone => Network::None,
+        }
+    }
+}
+
+/// A running pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Pod {
+    pub tenant: Tenant,
+    pub host: u32,
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
+    pub ifindex: u32,
+}
+
+pub struct Node {
+    pub datapath: Datapath,
+    pub bpf_dir: PathBuf,
+    pub pods: Vec<Pod>,
+    pub overlay: u32,
+    pub underlay: u32,
+    /// Where the other ends of all veths are.
+    pub outside: Netns,
+}
+
+/// Runs a test on a node of its own.
+pub fn on_node(test: impl FnOnce(&Node) + Send) {
+    in_own_namespaces(|bpf_dir| {
+        let node = Node::start(bpf_dir);
+        test(&node);
+    });
+}
+
+/// Runs a test on a thread with namespaces of its own and an empty BPF file system.
+pub fn in_own_namespaces(test: impl FnOnce(&Path) + Send) {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = std::thread::scope(|scope| {
+        let work = || {
+            let flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
+            #[expect(deprecated, reason = "its successor is unsafe for CLONE_FILES and the like, which are not used here")]
+            let done = rustix::thread::unshare(flags);
+            done.expect("cannot make a network and a mount namespace: this test needs root (CAP_SYS_ADMIN)");
+            mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+            mount("bpf", folder.path(), "bpf", MountFlags::empty(), None).expect("a kernel with CONFIG_BPF_SYSCALL");
+            test(folder.path());
+        };
+        scope.spawn(work).join()
+    });
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn new_netns() -> Netns {
+    std::thread::spawn(|| {
+        #[expect(deprecated, reason = "as above")]
+        rustix::thread::unshare(UnshareFlags::NEWNET).unwrap();
+        Netns::own().unwrap()
+    })
+    .join()
+    .unwrap()
+}
+
+fn veth(netlink: &mut Netlink, index: u32, host_mac: Mac, peer_mac: Mac, outside: &Netns) {
+    let spec = VethSpec {
+        host_name: format!("vethtest{index}").parse().unwrap(),
+        host_index: Some(index),
+        host_mac,
+        mtu: 1500,
+        group: None,
+        peer_name: format!("peer{index}").parse().unwrap(),
+        peer_index: Some(index),
+        peer_mac,
+        peer_netns: outside.as_fd(),
+        peer_gso_max_size: None,
+    };
+    netlink.apply(Op::veth(&spec)).unwrap();
+}
+
+impl Node {
+    fn start(bpf_dir: &Path) -> Self {
+        let (overlay, underlay) = (50, 51);
+        let outside = new_netns();
+        let mut netlink = Netlink::here().unwrap();
+        let spec =
+            VxlanSpec { name: "bulkhead0".parse().unwrap(), mac: Mac([0x0a, 0x59, 0, 0, 0, 1]), port: 4789, mtu: 1450 };
+        netlink.apply(Op::vxlan(&spec)).unwrap();
+        let overlay_is = netlink.link_by_name(&spec.name).unwrap().unwrap().index;
+        veth(&mut netlink, underlay, Mac([0x0a, 0x5a, 0, 0, 0, 1]), Mac([0x0a, 0x5a, 0, 0, 0, 2]), &outside);
+        let datapath = Datapath::load(bpf_dir, &GEOMETRY)
+            .expect("cannot load the datapath: this test needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)");
+        let _ = overlay;
+        let node =
+            Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: Vec::new(), overlay: overlay_is, underlay, outside };
+        node.datapath.set_state(StateValue { bank: 0, overlay_ifindex: overlay_is }).unwrap();
+        node.apply(&first_networks());
+        node.apply_peers();
+        let pods = (0..12u32).map(|n| node.start_pod(&mut netlink, n)).collect();
+        let node = Self { pods, ..node };
+        locked(&node.datapath.endpoints).set_port(node.overlay, Port::Overlay).unwrap();
+        node
+    }
+
+    /// Pod `n`: two for each tenant.
+    fn start_pod(&self, netlink: &mut Netlink, n: u32) -> Pod {
+        let (host, ifindex) = (10 + n, 100 + n);
+        let low = u8::try_from(host).unwrap();
+        let pod = Pod {
+            tenant: Tenant::ALL[n as usize / 2],
+            host,
+            ip: Ipv4Addr::new(10, 42, 7, low),
+            mac: Mac([0x0a, 0x58, 10, 42, 7, low]),
+            ifindex,
+        };
+        veth(netlink, ifindex, GATEWAY_MAC, pod.mac, &self.outside);
+        self.publish(&pod, false, None);
+        pod
+    }
+
+    /// Writes a pod into the maps.
+    pub fn publish(&self, pod: &Pod, shaped: bool, policer: Option<PolicerValue>) {
+        let value = EndpointValue {
+            ip4: pod.ip,
+            ip6: None,
+            ifindex: pod.ifindex,
+            namespace: self.index(pod.tenant),
+            mac: pod.mac,
+            gateway_mac: GATEWAY_MAC,
+            shaped,
+            policed: policer.is_some(),
+        };
+        locked(&self.datapath.endpoints).publish(pod.host, value, policer).unwrap();
+    }
+
+    fn apply_peers(&self) {
+        let peer = |address: Ipv4Addr, local| Peer { remote: address.into(), local };
+        let (own, second, third) = (
+            peer(GEOMETRY.node_ip, true),
+            peer(PEER[1], false),
+            peer(Ipv4Addr::new(192, 0, 2, 3), false),
+        );
+        let blocks = BTreeMap::from([(GEOMETRY.local_block, own), (8, second), (9, third)]);
+        let addresses =
+            [(OWN[1], own), (OWN[2], own), (PEER[1], second), (PEER[2], second), (Ipv4Addr::new(192, 0, 2, 3), third)];
+        let addresses = addresses.into_iter().map(|(address, peer)| (address.into(), peer)).collect();
+        locked(&self.datapath.peers).apply(&blocks, &addresses).unwrap();
+    }
+
+    /// Applies one transaction as the agent does: prepare, switch. The VNIs of pods that run are kept.
+    pub fn apply(&self, networks: &BTreeMap<u32, Network>) {
+        if let Some(bank) = self.prepare(networks) {
+            self.switch(bank);
+        }
+    }
+
+    /// The first half of [`Self::apply`].
+    pub fn prepare(&self, networks: &BTreeMap<u32, Network>) -> Option<u32> {
+        let keep: BTreeSet<u32> = Tenant::ALL.iter().map(|tenant| tenant.vni()).collect();
+        locked(&self.datapath.namespaces).prepare(networks, Network::None, Network::Id(0), &keep).unwrap()
+    }
+
+    /// The second half.
+    pub fn switch(&self, bank: u32) {
+        self.datapath.set_state(StateValue { bank, overlay_ifindex: self.overlay }).unwrap();
+        locked(&self.datapath.namespaces).switched(bank);
+    }
+
+    pub fn pod(&self, tenant: Tenant) -> Pod {
+        self.pods[2 * tenant as usize]
+    }
+
+    /// Another pod of that tenant.
+    pub fn sibling(&self, tenant: Tenant) -> Pod {
+        self.pods[2 * tenant as usize + 1]
+    }
+
+    /// The tenant's index.
+    pub fn index(&self, tenant: Tenant) -> u32 {
+        locked(&self.datapath.namespaces).index(tenant.vni()).unwrap()
+    }
+
+    /// Every index that a mark may carry, with its network and what to call it.
+    pub fn sources(&self) -> Vec<(String, u32, Network)> {
+        let tenants = Tenant::ALL.map(|tenant| (format!("{tenant:?}"), self.index(tenant), tenant.network()));
+        let node = ("the node".into(), NS_NODE, Network::Id(0));
+        let unknown = ("an unknown VNI".into(), NS_UNKNOWN, Network::None);
+        tenants.into_iter().chain([node, unknown]).collect()
+    }
+}
+
+/// The networks of [`Tenant::network`]; those that are gone are missing.
+pub fn first_networks() -> BTreeMap<u32, Network> {
+    let known = Tenant::ALL.iter().filter(|tenant| tenant.network() != Network::None);
+    known.map(|tenant| (tenant.vni(), tenant.network())).collect()
+}
+
+/// The product's rule, said a second time: equal networks or a global one.
+pub fn may_talk(a: Network, b: Network) -> bool {
+    match (a, b) {
+        (Network::Id(0), _) | (_, Network::Id(0)) => true,
+        (Network::Id(a), Network::Id(b)) => a == b,
+        _ => false,
+    }
+}
