@@ -201,6 +201,26 @@ impl Node {
         self.start_agent()
     }
 
+    /// What a power cycle does to a node whose agent is dead and whose pods are gone: pinned objects, /run and everything in
+    /// the kernel that is not the underlay's go, the disk stays.
+    pub fn power_cycle(&self) -> Result<(), LabError> {
+        let (bpf, run) = (self.dir.join("bpf"), self.dir.join("run"));
+        unmount(&bpf, UnmountFlags::DETACH).tried(|| format!("unmount {}", bpf.display()))?;
+        mount("bpf", &bpf, "bpf", MountFlags::empty(), None).tried(|| format!("mount bpffs on {}", bpf.display()))?;
+        fs::remove_dir_all(&run).and_then(|()| fs::create_dir(&run)).tried(|| format!("empty {}", run.display()))?;
+        let netns = self.netns();
+        netns.nft("flush ruleset\n")?;
+        let links: serde_json::Value =
+            serde_json::from_str(&netns.exec("ip", &["-j", "link"], &[])?).unwrap_or_default();
+        let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
+        for name in names.filter(|name| !["lo", "eth0"].contains(name)) {
+            // A veth goes with its pod's namespace, perhaps right now.
+            drop(netns.output("ip", &["link", "del", name], &[])?);
+        }
+        drop(netns.output("tc", &["qdisc", "del", "dev", "eth0", "clsact"], &[])?);
+        netns.ip("rule flush\nrule add priority 32766 lookup main\nrule add priority 32767 lookup default").map(drop)
+    }
+
     /// SIGSTOP and SIGCONT.
     pub fn freeze_agent(&self, frozen: bool) -> Result<(), LabError> {
         let agent = self.agent();

@@ -56,3 +56,14 @@ pub fn bypass_qdisc(socket: BorrowedFd<'_>) -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Each send of this UDP socket is cut into datagrams of `size` bytes by the kernel, as late as it can (`UDP_SEGMENT`, udp(7)).
+pub fn segment_datagrams(socket: BorrowedFd<'_>, size: u16) -> io::Result<()> {
+    let value = libc::c_int::from(size);
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
+    // SAFETY: the pointer is to a live int, the length is its own.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

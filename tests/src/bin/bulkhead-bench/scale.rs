@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::machine::{field, kibibytes};
 use crate::report::{Row, Target};
+use crate::sample::median;
 
 /// Namespaces in etcd.
 const NAMESPACES: u64 = 10_000;
@@ -26,8 +27,9 @@ const HOST_BITS: u8 = 8;
 const CHUNK: usize = 120;
 /// How long the controller may take for all of them.
 const NUMBERED: Duration = Duration::from_mins(5);
-/// The agent has come to rest when its memory has not changed by more than 1 % for so long: two resyncs.
-const REST: Duration = Duration::from_secs(5);
+/// Samples of a window, 10 ms apart: as long as the time between two resyncs. The agent has come to rest when the medians of
+/// two windows in a row differ by less than 1 %.
+const WINDOW: usize = 200;
 const RESYNC: &str = "2";
 /// The most that an agent may need, in MiB.
 const MOST: f64 = 40.0;
@@ -113,13 +115,20 @@ fn memory(node: &Node) -> Result<Memory, LabError> {
 }
 
 fn settle(node: &Node) -> Result<Memory, LabError> {
-    let mut calm = (memory(node)?, Instant::now());
+    let (mut window, mut last) = (Vec::new(), 0.0);
     wait::until_or("the agent's memory coming to rest", Duration::from_mins(2), || {
         let now = memory(node).map_err(|error| error.to_string())?;
-        if (now.resident - calm.0.resident).abs() > calm.0.resident * 0.01 {
-            calm = (now, Instant::now());
+        window.push(now.resident);
+        if window.len() < WINDOW {
+            return Err(format!("{:.1} MiB", now.resident));
         }
-        if calm.1.elapsed() >= REST { Ok(now) } else { Err(format!("{:.1} MiB", now.resident)) }
+        let resident = median(&mut window);
+        window.clear();
+        let before = std::mem::replace(&mut last, resident);
+        if (resident - before).abs() < resident * 0.01 {
+            return Ok(Memory { resident, highest: now.highest });
+        }
+        Err(format!("{before:.1} MiB, then {resident:.1} MiB"))
     })
 }
 

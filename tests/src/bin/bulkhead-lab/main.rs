@@ -27,12 +27,19 @@ enum Verb {
     },
     /// Shows join, isolate, global and a rate limit under running traffic, in less than a minute; leaves nothing behind.
     Demo,
-    /// Ends running labs.
-    Down,
+    /// Ends the labs that `up` started.
+    Down {
+        /// This one only, by its number.
+        #[arg(long)]
+        lab: Option<u8>,
+    },
     /// Removes what labs left whose process was killed.
     Sweep,
     /// Runs a program inside a node or pod of the running lab; without a name, lists them.
     Exec {
+        /// In this lab, by its number, if several are up.
+        #[arg(long)]
+        lab: Option<u8>,
         /// A node (`n1`), a pod (`a/web`), `infra` or `outside`.
         name: Option<String>,
         /// The program and its arguments.
@@ -45,9 +52,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Up { nodes } => up::up(nodes).map(|()| ExitCode::SUCCESS),
         Verb::Demo => demo::demo(),
-        Verb::Down => run::down(),
+        Verb::Down { lab } => run::down(lab),
         Verb::Sweep => run::sweep(),
-        Verb::Exec { name, command } => run::exec(name.as_deref(), &command),
+        Verb::Exec { lab, name, command } => run::exec(lab, name.as_deref(), &command),
     };
     done.unwrap_or_else(|error| {
         eprintln!("bulkhead-lab: {error}");

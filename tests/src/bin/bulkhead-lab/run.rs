@@ -12,9 +12,16 @@ use bulkhead_tests::table::Table;
 use bulkhead_tests::wait;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Ends every running lab by asking its process, then removes what killed ones left.
-pub fn down() -> Result<ExitCode, LabError> {
-    for Running { id, pid } in registry::running()? {
+/// Labs that `up` runs, all or the one of that number; those of tests and demos are nobody else's.
+fn up(number: Option<u8>) -> Result<Vec<Running>, LabError> {
+    let mut labs = registry::running()?;
+    labs.retain(|lab| names_file(lab.id).exists() && number.is_none_or(|number| number == lab.id.number()));
+    Ok(labs)
+}
+
+/// Ends labs by asking their processes, then removes what killed ones left.
+pub fn down(number: Option<u8>) -> Result<ExitCode, LabError> {
+    for Running { id, pid } in up(number)? {
         let pid = Pid::from_raw(pid)
             .ok_or_else(|| LabError::Refused { what: "end a lab".into(), answer: format!("no process {pid}") })?;
         kill_process(pid, Signal::TERM).tried(|| format!("end lab {}", id.number()))?;
@@ -46,9 +53,9 @@ pub fn write_names(id: LabId, names: &[(String, PathBuf)]) -> Result<(), LabErro
 }
 
 /// Runs a program inside.
-pub fn exec(name: Option<&str>, command: &[String]) -> Result<ExitCode, LabError> {
+pub fn exec(number: Option<u8>, name: Option<&str>, command: &[String]) -> Result<ExitCode, LabError> {
     let refuse = |answer: &str| LabError::Refused { what: "exec".into(), answer: answer.to_owned() };
-    let labs = registry::running()?;
+    let labs = up(number)?;
     let lab = labs.first().ok_or_else(|| refuse("no lab is up; start one with `bulkhead-lab up`"))?;
     let text = fs::read_to_string(names_file(lab.id)).unwrap_or_default();
     let known: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once('\t')).collect();
