@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_core::record::Record;
-use bulkhead_core::tenant::Action;
+use bulkhead_core::tenant::{Action, MOVES_PER_TRANSACTION};
 use bulkhead_core::{Namespace, NetId};
 use bulkhead_store::{Compare, Entry, Outcome, StoreError, Txn};
 use serde::Serialize;
@@ -20,8 +20,8 @@ use crate::output::Console;
 use crate::view::{Mail, View};
 use crate::wait::{TimedOut, Waiting};
 
-/// What one transaction may hold: etcd's limit of operations, and well below its limit of bytes.
-const MAX_RECORDS: usize = 128;
+/// What one transaction may hold: what the leader moves in one, and well below etcd's limit of bytes.
+const MAX_RECORDS: usize = MOVES_PER_TRANSACTION;
 const MAX_BYTES: usize = 1 << 20;
 /// How often a write is begun anew because somebody else wrote a record in between.
 const ATTEMPTS: usize = 10;
