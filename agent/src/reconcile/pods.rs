@@ -10,14 +10,18 @@ use crate::pods::record::Stage;
 use crate::pods::wire::{self, GROUP, WireError};
 use crate::pods::{Record, limit::Shaper};
 
-/// Writes every pod into the maps and clears what no record stands behind; returns how many entries were stale.
-pub(super) fn publish_all(live: &Live) -> Result<usize, crate::datapath::DatapathError> {
+/// Writes every pod into the maps; `prune` also walks them and clears what no record stands behind. Returns how many entries
+/// were stale.
+pub(super) fn publish_all(live: &Live, prune: bool) -> Result<usize, crate::datapath::DatapathError> {
     // The books are read again behind each lock: a DEL between them must not be undone.
     for record in live.records.all() {
         live.exclusively(&record.id, || match live.records.get(&record.id) {
             Some(held) if held.stage == Stage::Attached => live.publish(&held),
             _ => Ok(()),
         })?;
+    }
+    if !prune {
+        return Ok(0);
     }
     let mut endpoints = locked(&live.datapath.endpoints);
     let records = live.records.all();

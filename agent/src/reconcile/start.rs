@@ -126,7 +126,7 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     apply_namespaces(&live, &agent.shared)?;
     let nodes = tenants::Nodes::of(&intent, &live);
     locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses)?;
-    pods::publish_all(&live)?;
+    pods::publish_all(&live, true)?;
     firewall_if_needed(&live)?;
     routes_of(&live).apply(&mut host, &nodes.remote_addresses())?;
     underlay::guard(&mut host, &live.datapath.programs, true)?;

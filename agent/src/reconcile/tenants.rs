@@ -35,6 +35,7 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
 }
 
 /// The other nodes, as the intent has them.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Nodes {
     pub blocks: BTreeMap<u32, Peer>,
     pub addresses: BTreeMap<IpAddr, Peer>,

@@ -21,13 +21,14 @@ pub fn run(agent: &Agent, cache: &Cache, ready: impl FnOnce()) {
     announce(agent);
     let mut seen = 0;
     let mut saved = 0;
+    let mut applied = None;
     let mut resync = Instant::now() + agent.config.resync;
     loop {
         let generation = agent.shared.wait_past(seen, resync.min(Instant::now() + EVENTS));
         let due = Instant::now() >= resync;
         if generation > seen || due {
             let revision = agent.shared.read(|intent, _| intent.revision);
-            let problems = turn(agent, live, due);
+            let problems = turn(agent, live, &mut applied, due);
             // What failed is tried again at the next turn, which a resync brings at the latest.
             *locked(&agent.problems) = problems;
             seen = generation;
@@ -94,29 +95,37 @@ fn save(agent: &Agent, cache: &Cache) {
     }
 }
 
-/// One turn; returns what is wrong.
-fn turn(agent: &Agent, live: &Live, resync: bool) -> Vec<String> {
+/// One turn; returns what is wrong. `applied` is what the last one made of the nodes: unless that changed, only a resync
+/// walks the maps and routes, which with thousands of nodes is the dear part.
+fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync: bool) -> Vec<String> {
     let mut problems = Vec::new();
     let mut note = |what: Result<(), String>| problems.extend(what.err());
     note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
     let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, live));
-    let applied = locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses);
-    note(applied.map(drop).map_err(|error| error.to_string()));
-    note(pods::publish_all(live).map_err(|error| error.to_string()).map(|stale| {
+    let changed = applied.as_ref() != Some(&nodes);
+    if changed || resync {
+        let written = locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses);
+        note(written.map(drop).map_err(|error| error.to_string()));
+    }
+    note(pods::publish_all(live, resync).map_err(|error| error.to_string()).map(|stale| {
         if stale > 0 {
             agent.repaired([format!("{stale} stale map entries cleared")]);
         }
     }));
-    match Netlink::here() {
-        Ok(mut host) => {
-            note(routes(agent, live, &mut host, &nodes, resync));
-            if resync {
-                note(repair(agent, live, &mut host));
+    if changed || resync {
+        match Netlink::here() {
+            Ok(mut host) => {
+                note(routes(agent, live, &mut host, &nodes, resync));
+                if resync {
+                    note(repair(agent, live, &mut host));
+                }
             }
+            Err(error) => note(Err(error.to_string())),
         }
-        Err(error) => note(Err(error.to_string())),
     }
-    problems.extend(nodes.unusable);
+    let worked = problems.is_empty();
+    problems.extend(nodes.unusable.iter().cloned());
+    *applied = worked.then_some(nodes);
     problems.extend(standing(agent, live));
     problems
 }
