@@ -58,6 +58,31 @@ fn refused(what: &str, output: &CliOutput, words: &[&str]) -> Result<(), LabErro
     })
 }
 
+/// The program names what is wrong in its log, whether it ends or goes on trying.
+fn complains(lab: &Lab, program: &str, flags: &[String], words: &[&str]) -> Result<(), LabError> {
+    let dir = lab.id().dir().join("secure").join(format!("{program}.run"));
+    let mut command = Command::new(lab.cli().program.with_file_name(program));
+    command.args(flags);
+    if program == "bulkhead-agent" {
+        command.args(["--node-name", "n1", "--node-ip", &lab.underlay().infra_addresses()[0].to_string()]);
+        for (flag, sub) in
+            [("--run-dir", "run"), ("--state-dir", "state"), ("--cni-conf-dir", "cni"), ("--bpf-dir", "bpf")]
+        {
+            command.arg(flag).arg(dir.join(sub));
+        }
+    }
+    let log = lab.id().dir().join("secure").join(format!("{program}.log"));
+    drop(std::fs::remove_file(&log));
+    let process = Process::start(&lab.underlay().infra, program, command, &log)?;
+    wait::until_or(&format!("{program} naming one of {words:?}"), Duration::from_secs(10), || {
+        let text = process.log_tail(20);
+        let named = words.iter().any(|word| text.to_lowercase().contains(word));
+        if named && !text.contains("panicked") { Ok(()) } else { Err(text) }
+    })?;
+    println!("    {program}: {}", process.log_tail(1));
+    process.kill()
+}
+
 #[test]
 fn wrong_certificates_and_passwords_are_told_apart() -> Result<(), LabError> {
     let lab = Lab::builder().nodes(0).bare().start()?;
@@ -100,6 +125,11 @@ fn wrong_certificates_and_passwords_are_told_apart() -> Result<(), LabError> {
     let missing = flags("nothing", "client");
     refused("a file that is not there", &tool(&lab, &missing).run(&["tenant", "list"])?, &["nothing.pem"])?;
 
+    for program in ["bulkhead-controller", "bulkhead-agent"] {
+        complains(&lab, program, &flags("ca", "stranger"), &["certificate", "tls"])?;
+        complains(&lab, program, &flags("other", "client"), &["certificate", "tls"])?;
+    }
+
     println!("passwords");
     let endpoint = format!("http://{ADDRESS}:4379");
     let login = |user: &str, file: &str| -> Vec<String> {
@@ -119,6 +149,9 @@ fn wrong_certificates_and_passwords_are_told_apart() -> Result<(), LabError> {
     refused("a wrong password", &wrong, &["password", "user"])?;
     promised(!wrong.stderr.contains("wrong\n"), || "the password is in the text".into())?;
     refused("nobody's name", &tool(&lab, &login("nobody", "right")).run(&["tenant", "list"])?, &["password", "user"])?;
+    for program in ["bulkhead-controller", "bulkhead-agent"] {
+        complains(&lab, program, &login("root", "wrong"), &["password", "user"])?;
+    }
     let none = vec!["--etcd-endpoints".to_owned(), endpoint.clone()];
     refused("no login", &tool(&lab, &none).run(&["tenant", "list"])?, &["user", "password", "login"])?;
 
