@@ -97,11 +97,18 @@ impl Contender {
         Prepared { pod, environment: call.environment, stdin: config.to_string().into_bytes() }
     }
 
-    fn keep(&self, answers: Vec<(usize, Vec<u8>)>) {
+    /// Keeps the results for the DELs. A plugin that gave no address has not done what it is timed for.
+    fn keep(&self, answers: Vec<(usize, Vec<u8>)>) -> Result<(), LabError> {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         for (pod, stdout) in answers {
-            results[pod] = serde_json::from_slice(&stdout).unwrap_or_default();
+            let result: Value = serde_json::from_slice(&stdout).unwrap_or_default();
+            if !result["ips"][0]["address"].is_string() {
+                let answer = format!("no address: {}", String::from_utf8_lossy(&stdout));
+                return Err(LabError::Refused { what: format!("ADD by {}", self.program.display()), answer });
+            }
+            results[pod] = result;
         }
+        Ok(())
     }
 
     /// Makes a call for each of these pods, one after another; how long each took.
@@ -118,7 +125,7 @@ impl Contender {
             Ok::<_, LabError>((times, answers))
         })??;
         if command == "ADD" {
-            self.keep(answers);
+            self.keep(answers)?;
         }
         Ok(times)
     }
@@ -150,7 +157,7 @@ impl Contender {
         let took = begin.elapsed().as_secs_f64();
         let count = u32::try_from(answers.len()).unwrap_or(u32::MAX);
         if command == "ADD" {
-            self.keep(answers);
+            self.keep(answers)?;
         }
         Ok(f64::from(count) / took)
     }
