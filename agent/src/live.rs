@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_core::attachment::AttachmentId;
@@ -19,14 +20,13 @@ pub struct Live {
     pub geometry: Geometry,
     /// The cluster's address ranges.
     pub networks: Networks,
-    /// The overlay device.
-    pub overlay: u32,
     /// Maps and programs.
     pub datapath: Datapath,
     /// The pods.
     pub records: Records,
     /// Removes their devices.
     pub remover: Remover,
+    overlay: AtomicU32,
     busy: Mutex<BTreeMap<AttachmentId, Arc<Mutex<()>>>>,
 }
 
@@ -44,7 +44,25 @@ impl Live {
         datapath: Datapath,
         (records, remover): (Records, Remover),
     ) -> Self {
-        Self { geometry, networks, overlay, datapath, records, remover, busy: Mutex::new(BTreeMap::new()) }
+        Self {
+            geometry,
+            networks,
+            overlay: AtomicU32::new(overlay),
+            datapath,
+            records,
+            remover,
+            busy: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The overlay device.
+    pub fn overlay(&self) -> u32 {
+        self.overlay.load(Ordering::Acquire)
+    }
+
+    /// The overlay device is another one now: something deleted the old one.
+    pub fn set_overlay(&self, ifindex: u32) {
+        self.overlay.store(ifindex, Ordering::Release);
     }
 
     /// The pods' gateway: this node's own address on the overlay device.
@@ -53,6 +71,11 @@ impl Live {
             Some(IpAddr::V4(v4)) => v4,
             _ => Ipv4Addr::UNSPECIFIED,
         }
+    }
+
+    /// The pods' gateway, and this node's underlay address.
+    pub fn own_addresses(&self) -> (Ipv4Addr, Ipv4Addr) {
+        (self.gateway(), self.geometry.node_ip)
     }
 
     /// The addresses of a host part: IPv4, and IPv6 in a dual-stack cluster.

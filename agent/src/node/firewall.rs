@@ -139,6 +139,28 @@ table ip {TABLE} {{
             .sum()
     }
 
+    /// Base chains of others that drop forwarded packets by policy, in words: our own accept cannot override them.
+    pub fn foreign_drops() -> Vec<String> {
+        let chains = nft(&["-j", "list", "chains"], "").unwrap_or_default();
+        let listed: serde_json::Value = serde_json::from_str(&chains).unwrap_or_default();
+        let entries = listed.get("nftables").and_then(serde_json::Value::as_array);
+        let chains = entries.into_iter().flatten().filter_map(|entry| entry.get("chain"));
+        let text =
+            |chain: &serde_json::Value, field: &str| chain.get(field).and_then(|v| v.as_str()).unwrap_or("").to_owned();
+        chains
+            .filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop")
+            .filter(|chain| ["ip", "inet"].contains(&text(chain, "family").as_str()))
+            .map(|chain| {
+                let place = format!("{} {} {}", text(chain, "family"), text(chain, "table"), text(chain, "name"));
+                format!(
+                    "the host's firewall drops forwarded packets by policy (chain {place}), which cuts services and pods' way \
+                     out of this node; let pods pass, for example: nft insert rule {place} meta mark and 0xffff0000 != 0 \
+                     accept, and nft insert rule {place} ct state established,related accept"
+                )
+            })
+            .collect()
+    }
+
     /// Removes the table, if it is there.
     pub fn remove() -> Result<(), FirewallError> {
         nft(&["-f", "-"], &format!("table ip {TABLE} {{ }}\ndelete table ip {TABLE}\n")).map(drop)

@@ -204,14 +204,20 @@ impl Overlay {
         Ok(changes)
     }
 
-    /// Attaches the two programs, or puts them in the place of those that are there.
-    pub fn attach(netlink: &mut Netlink, index: u32, programs: &Programs) -> Result<(), OverlayError> {
+    /// Attaches the two programs, or puts them in the place of those that are there. Returns whether one was missing.
+    pub fn attach(netlink: &mut Netlink, index: u32, programs: &Programs) -> Result<bool, OverlayError> {
+        let mut missing = false;
+        for (hook, program) in [(Hook::Egress, "bulkhead_to_overlay"), (Hook::Ingress, "bulkhead_from_overlay")] {
+            let filters = netlink.filters(index, hook)?;
+            missing |= !filters.iter().any(|filter| filter.name.as_deref() == Some(program));
+        }
         let ops = vec![
             Op::clsact(index).unless_present(),
             filter(programs, index, Hook::Egress, "to_overlay")?,
             filter(programs, index, Hook::Ingress, "from_overlay")?,
         ];
-        Ok(netlink.batch(ops)?)
+        netlink.batch(ops)?;
+        Ok(missing)
     }
 
     /// Removes the device, if it is there and ours.

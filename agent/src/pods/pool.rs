@@ -35,6 +35,12 @@ impl Pool {
         Self { size: (1 << host_bits) - 1, rest, used: BTreeSet::new(), resting: BTreeMap::new(), next: FIRST }
     }
 
+    /// Starts elsewhere than at the first address: after a boot, what the last boot gave out comes late.
+    pub fn start_at(&mut self, seed: u64) {
+        let capacity = u64::from(self.capacity().max(1));
+        self.next = FIRST + u32::try_from(seed % capacity).unwrap_or(0);
+    }
+
     /// How many addresses pods may have.
     pub const fn capacity(&self) -> u32 {
         self.size - FIRST

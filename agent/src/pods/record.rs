@@ -175,6 +175,9 @@ impl Records {
             meta.insert("boot", boot_id().as_str()).map_err(failed("written"))?;
             let index = meta.get("index").map_err(failed("read"))?.and_then(|index| index.value().parse().ok());
             inner.index = index.unwrap_or(FIRST_INDEX);
+            if index.is_none() {
+                inner.pool.start_at(boot_id().bytes().fold(0, |seed, byte| seed * 31 % 0xffff_fffb + u64::from(byte)));
+            }
             let freed = write.open_table(FREED).map_err(failed("opened"))?;
             for entry in freed.iter().map_err(failed("read"))? {
                 let (host, when) = entry.map_err(failed("read"))?;

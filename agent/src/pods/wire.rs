@@ -14,8 +14,8 @@ use super::limit::Shaper;
 use super::record::Record;
 use crate::datapath::{DatapathError, Programs};
 use crate::kernel::{
-    BatchError, BpfFilterSpec, Hook, InterfaceName, InterfaceNameError, KernelError, MAIN_TABLE, Mac, Netlink, Op,
-    Route, TbfSpec, VethSpec,
+    BatchError, BpfFilterSpec, Hook, InterfaceName, InterfaceNameError, KernelError, MAIN_TABLE, Mac, Neighbour,
+    Netlink, Op, Route, TbfSpec, VethSpec,
 };
 
 /// The MAC address that every pod's gateway has, on every node: the host's side of each veth.
@@ -75,12 +75,19 @@ pub fn filter<'fd>(
     Ok(Op::bpf_filter(&BpfFilterSpec { index, hook, priority, handle, name: format!("bulkhead_{name}"), program }))
 }
 
-/// The route and the neighbour by which the host reaches a pod.
-pub fn host_side(record: &Record, node_ip: Ipv4Addr) -> Vec<Op<'static>> {
+fn pod_route(record: &Record, node_ip: Ipv4Addr) -> Route {
     let mut route = Route::to(v4(record.ip4()), MAIN_TABLE, PROTOCOL);
     route.index = Some(record.ifindex);
     route.prefsrc = Some(node_ip.into());
-    vec![Op::route_replace(&route), Op::neighbour(record.ifindex, record.ip4().into(), record.mac())]
+    route
+}
+
+/// The route and the neighbour by which the host reaches a pod.
+pub fn host_side(record: &Record, node_ip: Ipv4Addr) -> Vec<Op<'static>> {
+    vec![
+        Op::route_replace(&pod_route(record, node_ip)),
+        Op::neighbour(record.ifindex, record.ip4().into(), record.mac()),
+    ]
 }
 
 /// The shaper on a device.
@@ -149,8 +156,14 @@ fn default_of(unspecified: IpAddr) -> IpNetwork {
 }
 
 /// What of a pod's wiring is missing or changed, in words; empty if nothing is.
-pub fn differences(record: &Record, netns: BorrowedFd<'_>, gateway: Ipv4Addr) -> Result<Vec<String>, WireError> {
-    let mut wrong = host_differences(record, &mut Netlink::here()?)?;
+pub fn differences(
+    record: &Record,
+    netns: BorrowedFd<'_>,
+    (gateway, node_ip): (Ipv4Addr, Ipv4Addr),
+) -> Result<Vec<String>, WireError> {
+    let mut host = Netlink::here()?;
+    let routes = host.routes(MAIN_TABLE, Some(PROTOCOL))?;
+    let mut wrong = host_differences(record, node_ip, &routes, &mut host)?;
     let mut inside = Netlink::within(netns)?;
     let interface = InterfaceName::try_from(record.id.interface())?;
     let Some(link) = inside.link_by_name(&interface)? else {
@@ -180,8 +193,13 @@ pub fn differences(record: &Record, netns: BorrowedFd<'_>, gateway: Ipv4Addr) ->
     Ok(wrong)
 }
 
-/// As [`differences`], the host's side only.
-pub fn host_differences(record: &Record, host: &mut Netlink) -> Result<Vec<String>, WireError> {
+/// As [`differences`], the host's side only. `routes` are all of ours in the host's main table.
+pub fn host_differences(
+    record: &Record,
+    node_ip: Ipv4Addr,
+    routes: &[Route],
+    host: &mut Netlink,
+) -> Result<Vec<String>, WireError> {
     let name = record.host_interface();
     let Some(link) = host.link_by_index(record.ifindex)?.filter(|link| link.name == name) else {
         return Ok(vec![format!("the device {name} is gone")]);
@@ -189,6 +207,16 @@ pub fn host_differences(record: &Record, host: &mut Netlink) -> Result<Vec<Strin
     let mut wrong = Vec::new();
     if !link.up {
         wrong.push(format!("{name} is down"));
+    }
+    if link.mtu != record.mtu {
+        wrong.push(format!("{name} has an MTU of {}, not {}", link.mtu, record.mtu));
+    }
+    if !routes.contains(&pod_route(record, node_ip)) {
+        wrong.push(format!("the route to {} is missing", record.ip4()));
+    }
+    let known = |neighbour: &Neighbour| neighbour.ip == record.ip4() && neighbour.mac == Some(record.mac());
+    if !host.neighbours(record.ifindex)?.iter().any(known) {
+        wrong.push(format!("the neighbour entry of {} is missing", record.ip4()));
     }
     for (hook, program) in [(Hook::Ingress, "bulkhead_from_pod"), (Hook::Egress, "bulkhead_to_pod")] {
         let filters = host.filters(record.ifindex, hook)?;

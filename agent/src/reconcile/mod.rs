@@ -30,6 +30,8 @@ pub struct Agent {
     pub live: OnceLock<Live>,
     /// What is wrong, for a person.
     pub problems: Mutex<Vec<String>>,
+    /// What of the host cuts pods' traffic, for a person: looked for at each resync.
+    pub foreign: Mutex<Vec<String>>,
     /// What resyncs had to repair, newest last.
     pub repairs: Mutex<VecDeque<String>>,
 }
@@ -40,8 +42,8 @@ const REMEMBERED: usize = 20;
 impl Agent {
     /// An agent with nothing done yet.
     pub fn new(config: Config, shared: Arc<Shared>) -> Self {
-        let (problems, repairs) = (Mutex::default(), Mutex::default());
-        Self { config, shared, live: OnceLock::new(), problems, repairs }
+        let (problems, foreign, repairs) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { config, shared, live: OnceLock::new(), problems, foreign, repairs }
     }
 
     /// Whether pods can be attached.

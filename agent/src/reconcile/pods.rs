@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::datapath::abi::Port;
-use crate::kernel::{Link, Netlink, Op};
+use crate::kernel::{Link, MAIN_TABLE, Netlink, Op, Route};
 use crate::live::{Live, locked};
 use crate::pods::record::Stage;
-use crate::pods::wire::{self, GROUP, WireError};
+use crate::pods::wire::{self, GROUP, PROTOCOL, WireError};
 use crate::pods::{Record, limit::Shaper};
 
 /// Writes every pod into the maps; `prune` also walks them and clears what no record stands behind. Returns how many entries
@@ -26,8 +26,8 @@ pub(super) fn publish_all(live: &Live, prune: bool) -> Result<usize, crate::data
     let mut endpoints = locked(&live.datapath.endpoints);
     let records = live.records.all();
     let hosts: BTreeSet<u32> = records.iter().map(|record| record.host).collect();
-    let devices: BTreeSet<u32> = records.iter().map(|record| record.ifindex).chain([live.overlay]).collect();
-    endpoints.set_port(live.overlay, Port::Overlay)?;
+    let devices: BTreeSet<u32> = records.iter().map(|record| record.ifindex).chain([live.overlay()]).collect();
+    endpoints.set_port(live.overlay(), Port::Overlay)?;
     endpoints.prune(&hosts, &devices)
 }
 
@@ -43,6 +43,7 @@ pub(super) fn attach_all(live: &Live, host: &mut Netlink) -> Result<(), WireErro
 
 fn host_ops<'a>(live: &'a Live, record: &Record) -> Result<Vec<Op<'a>>, WireError> {
     let mut ops = vec![Op::clsact(record.ifindex).unless_present(), Op::link_up(record.ifindex)];
+    ops.push(Op::link_set_mtu(record.ifindex, record.mtu));
     ops.extend(wire::pod_filters(&live.datapath.programs, record.ifindex)?);
     ops.extend(wire::host_side(record, live.geometry.node_ip));
     if let Some(limit) = record.limits.ingress {
@@ -55,9 +56,10 @@ fn host_ops<'a>(live: &'a Live, record: &Record) -> Result<Vec<Op<'a>>, WireErro
 /// devices that no record names. Returns what was done, in words.
 pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>, WireError> {
     let mut done = Vec::new();
+    let routes = host.routes(MAIN_TABLE, Some(PROTOCOL))?;
     for record in live.records.all() {
         let line = live.exclusively(&record.id, || match live.records.get(&record.id) {
-            Some(held) if held.stage == Stage::Attached => repair(live, host, &held),
+            Some(held) if held.stage == Stage::Attached => repair(live, host, &routes, &held),
             _ => Ok(None),
         })?;
         done.extend(line);
@@ -73,7 +75,7 @@ pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>,
     Ok(done)
 }
 
-fn repair(live: &Live, host: &mut Netlink, record: &Record) -> Result<Option<String>, WireError> {
+fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) -> Result<Option<String>, WireError> {
     let device = record.host_interface();
     let there = host.link_by_index(record.ifindex)?.is_some_and(|link| link.name == device);
     if !there {
@@ -87,7 +89,13 @@ fn repair(live: &Live, host: &mut Netlink, record: &Record) -> Result<Option<Str
         );
         return Ok(None);
     }
-    let wrong = wire::host_differences(record, host)?;
+    let wrong = wire::host_differences(record, live.geometry.node_ip, routes, host)?;
+    if wrong.is_empty() {
+        return Ok(None);
+    }
+    // The routes were listed before this pod was looked up: it may be younger than the list.
+    let now = host.routes(MAIN_TABLE, Some(PROTOCOL))?;
+    let wrong = wire::host_differences(record, live.geometry.node_ip, &now, host)?;
     if wrong.is_empty() {
         return Ok(None);
     }

@@ -95,7 +95,7 @@ pub(super) fn overlay_of(config: &Config, live: &Live) -> Overlay {
 }
 
 pub(super) fn routes_of(live: &Live) -> Routes {
-    Routes { network: live.geometry.network, node_ip: live.geometry.node_ip, overlay: live.overlay }
+    Routes { network: live.geometry.network, node_ip: live.geometry.node_ip, overlay: live.overlay() }
 }
 
 pub(super) fn firewall_of(live: &Live) -> Firewall {
@@ -113,9 +113,9 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let (geometry, networks) = geometry(config, &intent, mtu)?;
     let records = Records::open(&config.run_dir, geometry.host_bits, config.address_rest)?;
     let datapath = Datapath::load(&config.bpf_dir, &geometry)?;
-    let mut live = Live::new(geometry, networks, 0, datapath, (records, Remover::start().map_err(StartError::Thread)?));
+    let live = Live::new(geometry, networks, 0, datapath, (records, Remover::start().map_err(StartError::Thread)?));
     let (overlay, changes) = overlay_of(config, &live).ensure(&mut host)?;
-    live.overlay = overlay;
+    live.set_overlay(overlay);
     for change in changes {
         tracing::info!(change, "set up");
     }

@@ -26,7 +26,7 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
     let (known, unknown) = shared.read(|intent, _| networks(intent));
     let keep: BTreeSet<u32> = live.records.all().iter().map(|record| record.vni).collect();
     if let Some(bank) = namespaces.prepare(&known, unknown, Network::Id(0), &keep)? {
-        live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay })?;
+        live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay() })?;
         namespaces.switched(bank);
         // A program that read the old bank's number may still be running; the bank is written again only after it ended.
         sys::wait_for_running_programs();

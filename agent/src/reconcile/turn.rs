@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{Agent, apply_namespaces, pods, start, tenants};
-use crate::datapath::{DropLog, abi::StateValue};
+use crate::datapath::DropLog;
+use crate::datapath::abi::{Port, StateValue};
 use crate::intent::Cache;
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
+use crate::node::firewall::Firewall;
 use crate::node::overlay::Overlay;
 use crate::node::{cni_conf, underlay};
 
@@ -98,6 +100,7 @@ fn save(agent: &Agent, cache: &Cache) {
 /// One turn; returns what is wrong. `applied` is what the last one made of the nodes: unless that changed, only a resync
 /// walks the maps and routes, which with thousands of nodes is the dear part.
 fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync: bool) -> Vec<String> {
+    let first = applied.is_none();
     let mut problems = Vec::new();
     let mut note = |what: Result<(), String>| problems.extend(what.err());
     note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
@@ -115,10 +118,11 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
     if changed || resync {
         match Netlink::here() {
             Ok(mut host) => {
-                note(routes(agent, live, &mut host, &nodes, resync));
+                // The device first: routes name it.
                 if resync {
                     note(repair(agent, live, &mut host));
                 }
+                note(routes(agent, live, &mut host, &nodes, resync));
             }
             Err(error) => note(Err(error.to_string())),
         }
@@ -126,6 +130,10 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
     let worked = problems.is_empty();
     problems.extend(nodes.unusable.iter().cloned());
     *applied = worked.then_some(nodes);
+    if first || resync {
+        *locked(&agent.foreign) = Firewall::foreign_drops();
+    }
+    problems.extend(locked(&agent.foreign).iter().cloned());
     problems.extend(standing(agent, live));
     problems
 }
@@ -143,19 +151,23 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     let text = |error: &dyn std::error::Error| error.to_string();
     let overlay = start::overlay_of(&agent.config, live);
     let (index, changes) = overlay.ensure(host).map_err(|e| text(&e))?;
-    if index != live.overlay {
-        // The programs and routes name the old device: a new start of the agent takes the new one up.
-        return Err("the overlay device was replaced by something; restart the agent".into());
-    }
     agent.repaired(changes);
+    if index != live.overlay() {
+        // Whatever names the device is brought in line below and by the next look at the maps.
+        live.set_overlay(index);
+        locked(&live.datapath.endpoints).set_port(index, Port::Overlay).map_err(|e| text(&e))?;
+        agent.repaired(["the overlay device was deleted by something and is made anew".to_owned()]);
+    }
     let state = live.datapath.state().map_err(|e| text(&e))?;
     let bank = locked(&live.datapath.namespaces).bank();
-    let wanted = StateValue { bank, overlay_ifindex: live.overlay };
+    let wanted = StateValue { bank, overlay_ifindex: live.overlay() };
     if state != wanted {
         live.datapath.set_state(wanted).map_err(|e| text(&e))?;
         agent.repaired(["the datapath's state word".to_owned()]);
     }
-    Overlay::attach(host, live.overlay, &live.datapath.programs).map_err(|e| text(&e))?;
+    if Overlay::attach(host, live.overlay(), &live.datapath.programs).map_err(|e| text(&e))? {
+        agent.repaired(["the programs on the overlay device".to_owned()]);
+    }
     if start::firewall_if_needed(live).map_err(|e| text(&e))? {
         agent.repaired(["the nftables rules".to_owned()]);
     }

@@ -131,7 +131,7 @@ fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, Atta
 /// What an earlier ADD of the same attachment left: an answered one that still stands is an error, anything else goes.
 fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
     let stands = held.stage == Stage::Attached
-        && wire::differences(held, netns.as_fd(), live.gateway()).is_ok_and(|wrong| wrong.is_empty());
+        && wire::differences(held, netns.as_fd(), live.own_addresses()).is_ok_and(|wrong| wrong.is_empty());
     if stands {
         return Err(WireError::InterfaceExists(held.id.interface().to_owned()).into());
     }
@@ -140,8 +140,7 @@ fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
 }
 
 fn attach(live: &Live, record: &Record, netns: &Netns) -> Result<(), AttachError> {
-    let addresses = (live.gateway(), live.geometry.node_ip);
-    wire::connect(record, netns.as_fd(), addresses, &live.datapath.programs)?;
+    wire::connect(record, netns.as_fd(), live.own_addresses(), &live.datapath.programs)?;
     // Into the maps before the answer: a pod never runs a moment under no policy.
     live.publish(record)?;
     Ok(live.records.update(&Record { stage: Stage::Attached, ..record.clone() })?)

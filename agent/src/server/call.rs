@@ -102,7 +102,7 @@ fn check(live: &Live, call: &CniCall, id: &AttachmentId, netns: &Netns) -> Resul
         )
     })?;
     let mut wrong =
-        wire::differences(&record, netns.as_fd(), live.gateway()).map_err(|error| failed(error.to_string()))?;
+        wire::differences(&record, netns.as_fd(), live.own_addresses()).map_err(|error| failed(error.to_string()))?;
     let told = call.config.get("prevResult").and_then(|result| result.get("ips")).and_then(Value::as_array);
     let told: Vec<&str> = told.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str()).collect();
     for address in &record.addresses {
