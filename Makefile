@@ -16,7 +16,9 @@ build: setup ## Build every binary for development
 	$(CARGO) build --workspace --bins
 
 release: setup ## Build every binary as it is shipped: static
-	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --bins --release --target $(TARGET)
+	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --bins --release --target $(TARGET)
+	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
+	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
 
 demo: build ## Three nodes, tenants, a join without loss, an isolate, a global, a limited pod: in a minute
 	target/debug/bulkhead-lab demo

@@ -10,6 +10,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::error::KernelError;
 use super::netns;
@@ -56,6 +57,20 @@ impl Netlink {
     /// The namespace lives as long as the socket: drop it when the work is done.
     pub fn within(netns: BorrowedFd<'_>) -> Result<Self, KernelError> {
         netns::inside(netns, "open a netlink socket in a pod's network namespace", Self::here)?
+    }
+
+    /// As [`Netlink::within`] without a thread of its own: the calling thread goes there and comes back to `home`, its own
+    /// namespace. Only for a thread that ends with its one duty: if it cannot come back ([`KernelError::Enter`] says so), it must
+    /// do nothing more in the kernel.
+    pub fn visiting(netns: BorrowedFd<'_>, home: BorrowedFd<'_>) -> Result<Self, KernelError> {
+        let go = |to, operation: &str| {
+            move_into_link_name_space(to, Some(LinkNameSpaceType::Network))
+                .map_err(|source| KernelError::Enter { operation: operation.to_owned(), source })
+        };
+        go(netns, "open a netlink socket in a pod's network namespace")?;
+        let socket = Self::here();
+        go(home, "come back from a pod's network namespace")?;
+        socket
     }
 
     /// Asks for one object. `Ok(None)`: the kernel answered, but `read` could make nothing of it.

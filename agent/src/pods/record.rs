@@ -224,29 +224,23 @@ impl Records {
         (inner.by_id.len(), inner.pool.free())
     }
 
-    /// Takes an address and a device index and writes the record that `make` makes of them, in one transaction.
+    /// Takes an address and a device index for the record that `make` makes of them. It is written down by [`Records::update`],
+    /// address and all in one transaction, before its ADD is answered: what a crash leaves of it till then is a device that no
+    /// record names.
     pub fn create(&self, make: impl FnOnce(u32, u32) -> Record) -> Result<Record, RecordError> {
         let mut inner = self.lock();
         let host = inner.pool.take(since_boot())?;
         // Even: the odd one behind it is the device in the pod.
         inner.index = if inner.index >= LAST_INDEX { FIRST_INDEX } else { inner.index + 2 };
         let record = make(host, inner.index);
-        match self.write(Some(&record), None, Some(inner.index)) {
-            Ok(()) => {
-                inner.by_id.insert(record.id.clone(), record.clone());
-                Ok(record)
-            }
-            Err(error) => {
-                inner.pool.freed(host, Duration::ZERO);
-                Err(error)
-            }
-        }
+        inner.by_id.insert(record.id.clone(), record.clone());
+        Ok(record)
     }
 
-    /// Writes a record again: its ADD has been answered, or its limits changed.
+    /// Writes a record down: its ADD is about to be answered, or its limits changed.
     pub fn update(&self, record: &Record) -> Result<(), RecordError> {
         let mut inner = self.lock();
-        self.write(Some(record), None, None)?;
+        self.write(Some(record), None, Some(inner.index))?;
         inner.by_id.insert(record.id.clone(), record.clone());
         Ok(())
     }

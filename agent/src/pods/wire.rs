@@ -100,11 +100,12 @@ pub const fn peer_index(record: &Record) -> u32 {
     record.ifindex + 1
 }
 
-/// Makes a pod's devices, addresses, routes and shapers. The two addresses are the pod's gateway and the node's own on the
+/// Makes a pod's devices, addresses, routes and shapers, on a thread that ends with its call. The two namespaces are the pod's
+/// and the thread's own. The two addresses are the pod's gateway and the node's own on the
 /// underlay.
 pub fn connect(
     record: &Record,
-    netns: BorrowedFd<'_>,
+    (netns, home): (BorrowedFd<'_>, BorrowedFd<'_>),
     (gateway, node_ip): (Ipv4Addr, Ipv4Addr),
     programs: &Programs,
 ) -> Result<(), WireError> {
@@ -121,7 +122,9 @@ pub fn connect(
         peer_netns: netns,
         peer_gso_max_size: record.limits.egress.map(|limit| Shaper::of(limit).segment()),
     });
-    let mut inside = Netlink::within(netns)?;
+    // Opened first: whatever becomes of the visit below, this socket is the host's.
+    let mut outside = Netlink::here()?;
+    let mut inside = Netlink::visiting(netns, home)?;
     let interface = InterfaceName::try_from(record.id.interface())?;
     if inside.link_by_name(&interface)?.is_some() {
         return Err(WireError::InterfaceExists(interface.to_string()));
@@ -130,7 +133,7 @@ pub fn connect(
     host.extend(pod_filters(programs, record.ifindex)?);
     host.extend(host_side(record, node_ip));
     host.extend(record.limits.ingress.map(|limit| Op::tbf(&shaper(record.ifindex, Shaper::of(limit)))));
-    Netlink::here()?.batch(host)?;
+    outside.batch(host)?;
 
     let mut to_gateway = Route::to(v4(gateway), MAIN_TABLE, PROTOCOL);
     to_gateway.index = Some(peer);

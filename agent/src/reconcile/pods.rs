@@ -64,15 +64,20 @@ pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>,
         })?;
         done.extend(line);
     }
+    done.extend(remove_orphans(live, host)?);
+    Ok(done)
+}
+
+/// Removes pods' devices that no record names: of an ADD that a crash cut off before its answer. Returns which, in words.
+pub(super) fn remove_orphans(live: &Live, host: &mut Netlink) -> Result<Vec<String>, WireError> {
+    // Listed before the books are read, so a device of an ADD that runs now is in the books already.
     let links = host.links()?;
     let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
     let orphans: Vec<&Link> = links.iter().filter(|link| link.group == GROUP && !known.contains(&link.index)).collect();
-    // Listed before the books were read, so a device of an ADD that runs now is in the books already.
-    for link in orphans {
+    for link in &orphans {
         host.apply(Op::link_delete(link.index).if_present())?;
-        done.push(format!("the device {} belonged to no pod and was removed", link.name));
     }
-    Ok(done)
+    Ok(orphans.iter().map(|link| format!("the device {} belonged to no pod and was removed", link.name)).collect())
 }
 
 fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) -> Result<Option<String>, WireError> {

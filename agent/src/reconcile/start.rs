@@ -132,7 +132,9 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     underlay::guard(&mut host, &live.datapath.programs, true)?;
     Overlay::attach(&mut host, overlay, &live.datapath.programs)?;
     pods::attach_all(&live, &mut host)?;
-    undo_unfinished(&live);
+    for orphan in pods::remove_orphans(&live, &mut host)? {
+        tracing::info!("{orphan}");
+    }
     Ok(live)
 }
 
@@ -144,19 +146,4 @@ pub(super) fn firewall_if_needed(live: &Live) -> Result<bool, FirewallError> {
     }
     firewall.apply()?;
     Ok(true)
-}
-
-/// ADDs that a crash cut off were never answered: what exists of them goes.
-fn undo_unfinished(live: &Live) {
-    use crate::pods::record::Stage;
-    for record in live.records.all().into_iter().filter(|record| record.stage == Stage::Attaching) {
-        let undone = live.remover.remove(&record).map_err(|error| error.to_string());
-        let undone = undone.and_then(|()| live.forget(&record).map_err(|error| error.to_string()));
-        match undone {
-            Ok(()) => {
-                tracing::info!(pod = record.pod, container_id = record.id.container_id(), "undid an unfinished ADD");
-            }
-            Err(error) => tracing::warn!(pod = record.pod, error, "could not undo an unfinished ADD"),
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! ADD: an address and a record in one transaction, the devices in two batches, the maps, then the answer. What fails is
+//! ADD: an address, the devices in two batches, the maps, the record in one transaction, then the answer. What fails is
 //! undone in reverse; an ADD that a crash cut off is undone by the next one for the same attachment.
 
 use std::os::fd::AsFd;
@@ -87,7 +87,8 @@ pub(super) fn add(
     };
     let pod = arg(call, "K8S_POD_NAME").to_owned();
     let limits = Limits::of_config(&format!("{namespace}/{pod}"), &call.config)?;
-    if netns.id() == Netns::own()?.id() {
+    let home = Netns::own()?;
+    if netns.id() == home.id() {
         return Err(AttachError::HostNetns);
     }
     let vni = vni_of(agent, live, &namespace)?;
@@ -107,7 +108,7 @@ pub(super) fn add(
         limits,
         stage: Stage::Attaching,
     })?;
-    match attach(live, &record, netns) {
+    match attach(live, &record, netns, &home) {
         Ok(()) => Ok(described(live, &record)),
         Err(error) => {
             undo(live, &record);
@@ -139,8 +140,8 @@ fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
     Ok(live.forget(held)?)
 }
 
-fn attach(live: &Live, record: &Record, netns: &Netns) -> Result<(), AttachError> {
-    wire::connect(record, netns.as_fd(), live.own_addresses(), &live.datapath.programs)?;
+fn attach(live: &Live, record: &Record, netns: &Netns, home: &Netns) -> Result<(), AttachError> {
+    wire::connect(record, (netns.as_fd(), home.as_fd()), live.own_addresses(), &live.datapath.programs)?;
     // Into the maps before the answer: a pod never runs a moment under no policy.
     live.publish(record)?;
     Ok(live.records.update(&Record { stage: Stage::Attached, ..record.clone() })?)

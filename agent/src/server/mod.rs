@@ -143,7 +143,7 @@ fn request(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), Failur
     stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut first = vec![0; 64 << 10];
+    let mut first = vec![0; 8 << 10];
     let received = recvmsg(&*stream, &mut [IoSliceMut::new(&mut first)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         .map_err(|error| io(error.into()))?;
     let mut netns = None;
