@@ -50,20 +50,26 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb)
 static __always_inline int within_limit(struct __sk_buff *skb, __u32 host)
 {
 	struct policer *policer = bpf_map_lookup_elem(&policers, &host);
-	__u64 now, arrival, next;
-	__u32 bytes = skb->len;
+	__u64 now, arrival, next, charge;
+	__u32 bytes = skb->len, segments = skb->gso_segs;
 
 	if (!policer || !policer->cost)
 		return 1;
-	if (skb->gso_segs > 1) /* each segment has headers of its own on the wire: Ethernet, IPv4, TCP with time stamps */
-		bytes += (skb->gso_segs - 1) * 66;
+	if (!segments && skb->gso_size) /* a packet socket leaves the count to whoever cuts the packet */
+		segments = skb->len / skb->gso_size + 1;
+	if (segments > 1) /* each segment has headers of its own on the wire: Ethernet, IPv4, TCP with time stamps */
+		bytes += (segments - 1) * 66;
+	/* In two parts, for the product of many bytes at a low rate is more than 64 bits hold. */
+	charge = bytes * (policer->cost >> POLICER_SHIFT);
+	charge += (bytes * (policer->cost & ((1u << POLICER_SHIFT) - 1))) >> POLICER_SHIFT;
 	now = bpf_ktime_get_ns();
 	arrival = policer->arrival;
-	next = (arrival > now ? arrival : now) + ((bytes * policer->cost) >> POLICER_SHIFT);
+	next = (arrival > now ? arrival : now) + charge;
 	if (next - now > policer->burst)
 		return 0;
-	/* A lost race charges one of two packets that were sent at the same moment on two CPUs. */
-	__sync_val_compare_and_swap(&policer->arrival, arrival, next);
+	/* Whoever loses the race to catch up with the clock pays too: the bound must hold on any number of CPUs. */
+	if (arrival > now || __sync_val_compare_and_swap(&policer->arrival, arrival, next) != arrival)
+		__sync_fetch_and_add(&policer->arrival, charge);
 	return 1;
 }
 

@@ -90,5 +90,6 @@ static __always_inline int answer_too_big(struct __sk_buff *skb, struct packet *
 	answer.ip.check = checksum(&answer.ip, sizeof(answer.ip));
 	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
 		return drop(skb, p, DROP_NO_ROOM);
+	set_mark(skb, NS_NODE); /* to_pod asks who sends: a namespace that is gone does not reach even itself */
 	return bpf_redirect(skb->ifindex, 0);
 }

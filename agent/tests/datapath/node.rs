@@ -114,7 +114,10 @@ pub fn in_own_namespaces(test: impl FnOnce(&Path) + Send) {
     let outcome = std::thread::scope(|scope| {
         let work = || {
             let flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
-            #[expect(deprecated, reason = "its successor is unsafe for CLONE_FILES and the like, which are not used here")]
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe for CLONE_FILES and the like, which are not used here"
+            )]
             let done = rustix::thread::unshare(flags);
             done.expect("cannot make a network and a mount namespace: this test needs root (CAP_SYS_ADMIN)");
             mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
@@ -156,20 +159,18 @@ fn veth(netlink: &mut Netlink, index: u32, host_mac: Mac, peer_mac: Mac, outside
 
 impl Node {
     fn start(bpf_dir: &Path) -> Self {
-        let (overlay, underlay) = (50, 51);
+        let underlay = 50;
         let outside = new_netns();
         let mut netlink = Netlink::here().unwrap();
         let spec =
             VxlanSpec { name: "bulkhead0".parse().unwrap(), mac: Mac([0x0a, 0x59, 0, 0, 0, 1]), port: 4789, mtu: 1450 };
         netlink.apply(Op::vxlan(&spec)).unwrap();
-        let overlay_is = netlink.link_by_name(&spec.name).unwrap().unwrap().index;
+        let overlay = netlink.link_by_name(&spec.name).unwrap().unwrap().index;
         veth(&mut netlink, underlay, Mac([0x0a, 0x5a, 0, 0, 0, 1]), Mac([0x0a, 0x5a, 0, 0, 0, 2]), &outside);
         let datapath = Datapath::load(bpf_dir, &GEOMETRY)
             .expect("cannot load the datapath: this test needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)");
-        let _ = overlay;
-        let node =
-            Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: Vec::new(), overlay: overlay_is, underlay, outside };
-        node.datapath.set_state(StateValue { bank: 0, overlay_ifindex: overlay_is }).unwrap();
+        let node = Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: Vec::new(), overlay, underlay, outside };
+        node.datapath.set_state(StateValue { bank: 0, overlay_ifindex: overlay }).unwrap();
         node.apply(&first_networks());
         node.apply_peers();
         let pods = (0..12u32).map(|n| node.start_pod(&mut netlink, n)).collect();
@@ -211,11 +212,8 @@ impl Node {
 
     fn apply_peers(&self) {
         let peer = |address: Ipv4Addr, local| Peer { remote: address.into(), local };
-        let (own, second, third) = (
-            peer(GEOMETRY.node_ip, true),
-            peer(PEER[1], false),
-            peer(Ipv4Addr::new(192, 0, 2, 3), false),
-        );
+        let (own, second, third) =
+            (peer(GEOMETRY.node_ip, true), peer(PEER[1], false), peer(Ipv4Addr::new(192, 0, 2, 3), false));
         let blocks = BTreeMap::from([(GEOMETRY.local_block, own), (8, second), (9, third)]);
         let addresses =
             [(OWN[1], own), (OWN[2], own), (PEER[1], second), (PEER[2], second), (Ipv4Addr::new(192, 0, 2, 3), third)];

@@ -69,6 +69,8 @@ pub enum Way {
     Tunnelled,
     /// `TC_ACT_REDIRECT`, the first twelve bytes changed: into a pod.
     Delivered([u8; 12]),
+    /// `TC_ACT_REDIRECT`, another frame: an answer to the sender.
+    Answered(Vec<u8>),
 }
 
 /// What a run leaves.
@@ -123,6 +125,7 @@ impl Node {
             (7, _) if bytes.len() == skb.bytes.len() && bytes[12..] == skb.bytes[12..] => {
                 Way::Delivered(bytes[..12].try_into().unwrap())
             }
+            (7, _) => Way::Answered(bytes),
             (verdict, _) => panic!("{program}: verdict {verdict} with a frame that changed to {bytes:02x?}"),
         };
         let dropped = matches!(way, Way::Dropped(_) | Way::Vanished(_));
