@@ -317,49 +317,19 @@ fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Progress {
     progress
 }
 
-/// The longest time that TCP may take for one round trip under the lab's load; a lost segment costs 200 ms at least.
-pub const STALL: Duration = Duration::from_millis(190);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Flows that must not notice anything.
-#[derive(Debug, Default)]
-pub struct Undisturbed {
-    packets: Vec<PacketFlow>,
-    streams: Vec<TcpFlow>,
-}
-
-impl Undisturbed {
-    /// A 1 ms ping and a TCP conversation for each pair.
-    pub fn start(pairs: &[(&Endpoint, &Endpoint)]) -> Result<Self, LabError> {
-        let mut all = Self::default();
-        for (from, to) in pairs {
-            all.packets.push(PacketFlow::ping(from, to.address())?);
-            all.streams.push(TcpFlow::start(from, to)?);
+    #[test]
+    fn each_number_that_is_missing_is_counted_once() {
+        let mut arrivals = Arrivals::default();
+        for number in [0, 1, 4, 4, 5] {
+            arrivals.mark(number);
         }
-        Ok(all)
-    }
-
-    /// Stops all; an error names each that lost a packet or stalled.
-    pub fn expect(self, during: &str) -> Result<(), LabError> {
-        let mut wrong = Vec::new();
-        for flow in self.packets {
-            let name = flow.name().to_owned();
-            let loss = flow.stop();
-            println!("    {name}: {loss}");
-            if !loss.is_none() {
-                wrong.push(format!("{name}: {loss}"));
-            }
-        }
-        for flow in self.streams {
-            let name = flow.name().to_owned();
-            let progress = flow.stop();
-            println!("    {name}: {progress}");
-            if progress.broken.is_some() || progress.bytes == 0 || progress.longest_stall > STALL {
-                wrong.push(format!("{name}: {progress}"));
-            }
-        }
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        Err(LabError::Broken(format!("{during}: what should not notice did\n{}", wrong.join("\n"))))
+        let loss = arrivals.loss(8, 1);
+        assert_eq!((loss.sent, loss.lost, loss.duplicates, loss.refused), (8, 4, 1, 1));
+        assert_eq!(loss.lost_ranges, [(2, 3), (6, 7)]);
+        assert!(!loss.is_none());
     }
 }

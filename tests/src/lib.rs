@@ -32,6 +32,7 @@ pub mod service;
 pub mod table;
 pub mod tenancy;
 pub mod underlay;
+pub mod undisturbed;
 pub mod wait;
 
 mod syscall;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use bulkhead_tests::cluster::netnamespace_key;
 use bulkhead_tests::error::promised;
-use bulkhead_tests::flow::Undisturbed;
 use bulkhead_tests::matrix::Matrix;
 use bulkhead_tests::probe::{Proto, await_reaches, await_silence};
 use bulkhead_tests::tenancy::Tenancy;
+use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::{Endpoint, Lab, LabError};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bulkhead_tests::error::promised;
-use bulkhead_tests::flow::Undisturbed;
 use bulkhead_tests::probe::{Proto, await_reaches, await_silence, expect_reaches, expect_silence};
+use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::wait;
 use bulkhead_tests::{Lab, LabError};
 

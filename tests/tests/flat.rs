@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bulkhead_tests::cluster::CONFIG;
 use bulkhead_tests::error::promised;
-use bulkhead_tests::flow::Undisturbed;
 use bulkhead_tests::matrix::Matrix;
 use bulkhead_tests::probe::{Proto, await_reaches, await_silence};
+use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::{Endpoint, Lab, LabError};
 
 #[test]
