@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use super::node::{GATEWAY_MAC, NOWHERE, Node, OUTSIDE, OWN, PEER, REMOTE_POD, Tenant, on_node};
+use super::node::{GATEWAY_MAC, NOWHERE, Node, OUTSIDE, OWN, PEER, REMOTE_POD, Tenant, on_node, on_node_alone};
 use super::packet::{Arp, ETH_IPV4, ICMP, PORT, Packet, SERVICE_PORT, TCP, UDP, checksum, frame};
 use super::run::{Outcome, Skb, Way};
 use bulkhead_agent::kernel::{Mac, Netlink, Op, sysctl};
@@ -247,7 +247,7 @@ fn no_vxlan_leaves_a_pod_for_anything_but_a_pod() {
 
 #[test]
 fn what_does_not_fit_the_tunnel_takes_the_stack() {
-    on_node(|node| {
+    on_node_alone(|node| {
         sysctl::ensure("net/ipv4/ip_forward", "1").unwrap();
         let mut netlink = Netlink::here().unwrap();
         netlink.apply(Op::link_up(node.underlay)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::node::{GEOMETRY, in_own_namespaces};
+use super::node::{GEOMETRY, on_bpf_fs};
 use bulkhead_agent::datapath::abi::{NS_FIRST, NS_NODE, StateValue};
 use bulkhead_agent::datapath::{Datapath, Network};
 use bulkhead_agent::live::locked;
@@ -30,7 +30,7 @@ fn load(bpf_dir: &std::path::Path) -> Datapath {
 
 #[test]
 fn an_agent_that_adopts_finds_every_index_where_it_was() {
-    in_own_namespaces(|bpf_dir| {
+    on_bpf_fs(|bpf_dir| {
         let first = load(bpf_dir);
         apply(&first, &[10, 20, 30, 16_777_215], &[40]);
         let known = [0, 10, 20, 30, 40, 16_777_215];
@@ -58,7 +58,7 @@ fn an_agent_that_adopts_finds_every_index_where_it_was() {
 
 #[test]
 fn an_index_that_was_freed_rests() {
-    in_own_namespaces(|bpf_dir| {
+    on_bpf_fs(|bpf_dir| {
         let first = load(bpf_dir);
         apply(&first, &[10, 20], &[]);
         let freed = index(&first, 20).unwrap();
@@ -79,7 +79,7 @@ fn an_index_that_was_freed_rests() {
 
 #[test]
 fn what_is_kept_holds_its_index_until_it_is_let_go() {
-    in_own_namespaces(|bpf_dir| {
+    on_bpf_fs(|bpf_dir| {
         let datapath = load(bpf_dir);
         apply(&datapath, &[10, 20], &[]);
         let held = index(&datapath, 20);
@@ -95,7 +95,7 @@ fn what_is_kept_holds_its_index_until_it_is_let_go() {
 /// Against a naive model: a map from VNI to index, and the set of indices ever used.
 #[test]
 fn any_history_keeps_indices_apart() {
-    in_own_namespaces(|bpf_dir| {
+    on_bpf_fs(|bpf_dir| {
         let mut datapath = load(bpf_dir);
         let step =
             (prop::collection::btree_set(10..30u32, 0..12), prop::collection::btree_set(10..30u32, 0..3), 0..10u8);

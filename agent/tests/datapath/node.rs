@@ -11,13 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use bulkhead_agent::datapath::abi::{EndpointValue, NS_NODE, NS_UNKNOWN, Peer, PolicerValue, Port, StateValue};
 use bulkhead_agent::datapath::{Datapath, Geometry, Network};
 use bulkhead_agent::kernel::{Mac, Netlink, Netns, Op, VethSpec, VxlanSpec};
 use bulkhead_agent::live::locked;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 pub const GEOMETRY: Geometry = Geometry {
     network: match ipnetwork::Ipv4Network::new_checked(Ipv4Addr::new(10, 42, 0, 0), 16) {
@@ -96,30 +97,42 @@ pub struct Node {
     pub pods: Vec<Pod>,
     pub overlay: u32,
     pub underlay: u32,
-    /// Where the other ends of all veths are.
-    pub outside: Netns,
 }
 
-/// Runs a test on a node of its own.
+/// Live devices, for a program must be run at one: the overlay's, an underlay's and a veth for each pod.
+struct Devices {
+    netns: Netns,
+    /// Where the veths' other ends are; without it they would be gone.
+    _outside: Netns,
+    overlay: u32,
+    underlay: u32,
+    pods: Vec<Pod>,
+}
+
+/// Runs a test on a node of its own. Devices are shared by all tests: it must not change them.
 pub fn on_node(test: impl FnOnce(&Node) + Send) {
-    in_own_namespaces(|bpf_dir| {
-        let node = Node::start(bpf_dir);
-        test(&node);
+    static SHARED: LazyLock<Devices> = LazyLock::new(Devices::new);
+    on(&SHARED, test);
+}
+
+/// Runs a test on a node whose devices are its own too.
+pub fn on_node_alone(test: impl FnOnce(&Node) + Send) {
+    on(&Devices::new(), test);
+}
+
+fn on(devices: &Devices, test: impl FnOnce(&Node) + Send) {
+    on_bpf_fs(|bpf_dir| {
+        move_into_link_name_space(devices.netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        test(&Node::start(bpf_dir, devices));
     });
 }
 
-/// Runs a test on a thread with namespaces of its own and an empty BPF file system.
-pub fn in_own_namespaces(test: impl FnOnce(&Path) + Send) {
+/// Runs a test on a thread with a mount namespace of its own and an empty BPF file system in it.
+pub fn on_bpf_fs(test: impl FnOnce(&Path) + Send) {
     let folder = tempfile::tempdir().unwrap();
     let outcome = std::thread::scope(|scope| {
         let work = || {
-            let flags = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
-            #[expect(
-                deprecated,
-                reason = "its successor is unsafe for CLONE_FILES and the like, which are not used here"
-            )]
-            let done = rustix::thread::unshare(flags);
-            done.expect("cannot make a network and a mount namespace: this test needs root (CAP_SYS_ADMIN)");
+            leave(UnshareFlags::NEWNS);
             mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
             mount("bpf", folder.path(), "bpf", MountFlags::empty(), None).expect("a kernel with CONFIG_BPF_SYSCALL");
             test(folder.path());
@@ -131,21 +144,45 @@ pub fn in_own_namespaces(test: impl FnOnce(&Path) + Send) {
     }
 }
 
-fn new_netns() -> Netns {
-    std::thread::spawn(|| {
-        #[expect(deprecated, reason = "as above")]
-        rustix::thread::unshare(UnshareFlags::NEWNET).unwrap();
-        Netns::own().unwrap()
-    })
-    .join()
-    .unwrap()
+fn leave(flags: UnshareFlags) {
+    #[expect(deprecated, reason = "its successor is unsafe for CLONE_FILES and the like, which are not used here")]
+    let done = rustix::thread::unshare(flags);
+    done.expect("cannot make a namespace: this test needs root (CAP_SYS_ADMIN)");
 }
 
-fn veth(netlink: &mut Netlink, index: u32, host_mac: Mac, peer_mac: Mac, outside: &Netns) {
-    let spec = VethSpec {
+/// Makes a nameless network namespace and works in it; it lives as long as the answer holds it.
+fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let inside = || {
+        leave(UnshareFlags::NEWNET);
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap()
+}
+
+impl Devices {
+    fn new() -> Self {
+        let pods: Vec<Pod> = (0..12).map(Pod::nth).collect();
+        let outside = in_new_netns(|| Netns::own().unwrap());
+        in_new_netns(move || {
+            let (name, port, mtu) = ("bulkhead0".parse().unwrap(), GEOMETRY.vxlan_port, GEOMETRY.mtu);
+            let overlay = VxlanSpec { name, mac: Mac([0x0a, 0x59, 0, 0, 0, 1]), port, mtu };
+            let underlay = 50;
+            let mut ops = vec![Op::vxlan(&overlay), veth(underlay, Mac([0x0a, 0x5a, 0, 0, 0, 2]), &outside)];
+            ops.extend(pods.iter().map(|pod| veth(pod.ifindex, pod.mac, &outside)));
+            let mut netlink = Netlink::here().unwrap();
+            netlink.batch(ops).unwrap();
+            let overlay = netlink.link_by_name(&overlay.name).unwrap().unwrap().index;
+            Self { netns: Netns::own().unwrap(), _outside: outside, overlay, underlay, pods }
+        })
+    }
+}
+
+/// The host's end of a veth whose other end nobody uses.
+fn veth(index: u32, peer_mac: Mac, outside: &Netns) -> Op<'_> {
+    Op::veth(&VethSpec {
         host_name: format!("vethtest{index}").parse().unwrap(),
         host_index: Some(index),
-        host_mac,
+        host_mac: GATEWAY_MAC,
         mtu: 1500,
         group: None,
         peer_name: format!("peer{index}").parse().unwrap(),
@@ -153,46 +190,33 @@ fn veth(netlink: &mut Netlink, index: u32, host_mac: Mac, peer_mac: Mac, outside
         peer_mac,
         peer_netns: outside.as_fd(),
         peer_gso_max_size: None,
-    };
-    netlink.apply(Op::veth(&spec)).unwrap();
+    })
+}
+
+impl Pod {
+    /// Two for each tenant.
+    fn nth(n: u32) -> Self {
+        let host = 10 + n;
+        let low = u8::try_from(host).unwrap();
+        let (ip, mac) = (Ipv4Addr::new(10, 42, 7, low), Mac([0x0a, 0x58, 10, 42, 7, low]));
+        Self { tenant: Tenant::ALL[n as usize / 2], host, ip, mac, ifindex: 100 + n }
+    }
 }
 
 impl Node {
-    fn start(bpf_dir: &Path) -> Self {
-        let underlay = 50;
-        let outside = new_netns();
-        let mut netlink = Netlink::here().unwrap();
-        let spec =
-            VxlanSpec { name: "bulkhead0".parse().unwrap(), mac: Mac([0x0a, 0x59, 0, 0, 0, 1]), port: 4789, mtu: 1450 };
-        netlink.apply(Op::vxlan(&spec)).unwrap();
-        let overlay = netlink.link_by_name(&spec.name).unwrap().unwrap().index;
-        veth(&mut netlink, underlay, Mac([0x0a, 0x5a, 0, 0, 0, 1]), Mac([0x0a, 0x5a, 0, 0, 0, 2]), &outside);
+    fn start(bpf_dir: &Path, devices: &Devices) -> Self {
         let datapath = Datapath::load(bpf_dir, &GEOMETRY)
             .expect("cannot load the datapath: this test needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)");
-        let node = Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: Vec::new(), overlay, underlay, outside };
+        let Devices { overlay, underlay, ref pods, .. } = *devices;
+        let node = Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: pods.clone(), overlay, underlay };
         node.datapath.set_state(StateValue { bank: 0, overlay_ifindex: overlay }).unwrap();
         node.apply(&first_networks());
         node.apply_peers();
-        let pods = (0..12u32).map(|n| node.start_pod(&mut netlink, n)).collect();
-        let node = Self { pods, ..node };
-        locked(&node.datapath.endpoints).set_port(node.overlay, Port::Overlay).unwrap();
+        for pod in pods {
+            node.publish(pod, false, None);
+        }
+        locked(&node.datapath.endpoints).set_port(overlay, Port::Overlay).unwrap();
         node
-    }
-
-    /// Pod `n`: two for each tenant.
-    fn start_pod(&self, netlink: &mut Netlink, n: u32) -> Pod {
-        let (host, ifindex) = (10 + n, 100 + n);
-        let low = u8::try_from(host).unwrap();
-        let pod = Pod {
-            tenant: Tenant::ALL[n as usize / 2],
-            host,
-            ip: Ipv4Addr::new(10, 42, 7, low),
-            mac: Mac([0x0a, 0x58, 10, 42, 7, low]),
-            ifindex,
-        };
-        veth(netlink, ifindex, GATEWAY_MAC, pod.mac, &self.outside);
-        self.publish(&pod, false, None);
-        pod
     }
 
     /// Writes a pod into the maps.
