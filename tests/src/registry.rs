@@ -138,15 +138,17 @@ pub fn sweep() -> Result<Vec<LabId>, LabError> {
     Ok(swept)
 }
 
-fn known() -> Result<Vec<LabId>, LabError> {
-    let mut ids = Vec::new();
-    let Ok(entries) = fs::read_dir(LOCKS) else { return Ok(ids) };
-    for entry in entries {
-        let name = entry.tried(|| format!("list {LOCKS}"))?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".lock")).and_then(|name| name.parse().ok());
-        ids.extend(number.map(LabId));
+/// Labs with a lock, and those of which only a directory is left (a plugin that was called late makes its spool anew).
+fn known() -> Result<BTreeSet<LabId>, LabError> {
+    let mut ids = BTreeSet::new();
+    for (dir, prefix, suffix) in [(LOCKS, "", ".lock"), (STATE, "bhl", "")] {
+        let Ok(entries) = fs::read_dir(dir) else { continue };
+        for entry in entries {
+            let name = entry.tried(|| format!("list {dir}"))?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok());
+            ids.extend(number.map(LabId));
+        }
     }
-    ids.sort_unstable();
     Ok(ids)
 }
 
