@@ -180,8 +180,16 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
 
 /// What is wrong with the intent itself, though all of it was applied.
 fn standing(agent: &Agent, live: &Live) -> Vec<String> {
+    let records = live.records.all();
+    let moved = records.iter().filter(|record| !live.addresses(record.host).contains(&record.ip4().into()));
+    let moved: Vec<String> =
+        moved.map(|record| format!("{}/{} ({})", record.namespace, record.pod, record.ip4())).collect();
     agent.shared.read(|intent, connection| {
         let mut problems: Vec<String> = connection.problem.iter().chain(&connection.held).cloned().collect();
+        if !moved.is_empty() {
+            let pods = moved.join(", ");
+            problems.push(format!("this node has another subnet than when these pods were attached; delete them: {pods}"));
+        }
         problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
         let own = std::net::IpAddr::V4(agent.config.node_ip);
         match (&intent.cluster, intent.nodes.get(&own)) {

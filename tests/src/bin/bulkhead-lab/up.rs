@@ -46,13 +46,19 @@ fn describe(lab: &Lab, pods: &[Pod]) {
     let (etcd, cli) = (lab.etcd().endpoints(), lab.cli().program.display().to_string());
     let socket = lab.nodes().first().map(|node: &Node| node.cni().socket.display().to_string()).unwrap_or_default();
     let target = pods.get(2).map(|pod| pod.address().to_string()).unwrap_or_default();
+    let exec = std::env::current_exe().map_or("bulkhead-lab".into(), |program| program.display().to_string()) + " exec";
+    let key = "/k8s.ovs.com/ovs/network/k8ssdn/netnamespaces/b";
     println!(
         "Try, in another terminal (a and b are apart, kube-system is open to all):\n\n\
-         \x20 bulkhead-lab exec a/web ping -c 3 {target}\n\
-         \x20 bulkhead-lab exec infra {cli} --etcd-endpoints {etcd} tenant list\n\
-         \x20 bulkhead-lab exec infra {cli} --etcd-endpoints {etcd} tenant join b --to a\n\
-         \x20 bulkhead-lab exec n1 {cli} --agent-socket {socket} agent status\n\
-         \x20 bulkhead-lab exec n1 bash\n\n\
+         \x20 {exec} a/web ping -c 3 {target}\n\
+         \x20 {exec} infra {cli} --etcd-endpoints {etcd} tenant list\n\
+         \x20 {exec} infra {cli} --etcd-endpoints {etcd} tenant join b --to a\n\
+         \x20 {exec} n1 {cli} --agent-socket {socket} agent status\n\
+         \x20 {exec} n1 bash\n\n\
+         or as K8S-OVS' users do:\n\n\
+         \x20 {exec} infra env ETCDCTL_API=3 etcdctl --endpoints {etcd} get {key}\n\
+         \x20 {exec} infra env ETCDCTL_API=3 etcdctl --endpoints {etcd} put {key} \\\n\
+         \x20   '{{\"NetName\":\"b\",\"NetID\":11,\"Action\":\"isolate\",\"Namespace\":\"\"}}'\n\n\
          Every pod echoes on port 7 and says whom it sees on port 8 (TCP and UDP). Ctrl-C ends the lab."
     );
 }
