@@ -87,6 +87,7 @@ fn run(arguments: &Arguments) -> Result<bool, LabError> {
         report.extend(scale::rows()?);
     }
     println!("{report}");
+    machine.caution().iter().for_each(|caution| println!("  {caution}"));
     if arguments.only.is_empty() {
         report.write(&arguments.output, &machine)?;
         println!("  written to {}", arguments.output.display());
