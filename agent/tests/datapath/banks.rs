@@ -1,7 +1,7 @@
 //! A transaction of etcd applies at once: nothing of it before the bank is switched, all of it after.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::node::{Node, Tenant, first_networks, may_talk, on_node};
 use super::packet::{PORT, Packet};
@@ -70,31 +70,40 @@ fn a_transaction_that_was_prepared_and_replaced_leaves_nothing_behind() {
     });
 }
 
+/// Ends the other thread, though this one fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Two that move together can talk all the while, on another CPU too.
 #[test]
 fn packets_under_way_see_one_state() {
     on_node(|node| {
         let (from, to) = (node.pod(Tenant::A), node.pod(Tenant::C));
         let skb = Skb::received(from.ifindex, Packet::udp(from.mac, (from.ip, PORT), (to.ip, PORT)).frame());
-        let done = AtomicBool::new(false);
+        let (done, runs) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
-                let mut sent = 0u32;
-                while !done.load(Ordering::Relaxed) {
-                    node.repeat("from_pod", &skb, 10_000);
-                    sent += 10_000;
+                while !done.load(Ordering::SeqCst) {
+                    node.repeat("from_pod", &skb, 1000);
+                    runs.fetch_add(1, Ordering::SeqCst);
                 }
-                sent
             });
+            let end = SetOnDrop(&done);
             for round in 0..300 {
                 let id = 20 + round % 7;
-                // Twice, so that a run that began before a switch ends before the bank is written again: the wait is the
-                // agent's `sys::wait_for_running_programs`; here a run of 10,000 packets is one program after another.
                 node.apply(&with(&[(Tenant::A, id), (Tenant::C, id)]));
-                std::thread::sleep(std::time::Duration::from_micros(200));
+                // In place of the agent's wait for running programs: all that read the old bank's number have ended.
+                let ended = runs.load(Ordering::SeqCst) + 1;
+                while runs.load(Ordering::SeqCst) < ended && !sender.is_finished() {
+                    std::thread::yield_now();
+                }
             }
-            done.store(true, Ordering::Relaxed);
-            assert!(sender.join().unwrap() > 0);
+            drop(end);
         });
         assert_eq!(node.counters().get("isolated"), None, "not one packet saw half of a transaction");
     });

@@ -12,7 +12,7 @@ use super::node::{Node, OUTSIDE, OWN, PEER, REMOTE_POD, Tenant, may_talk, on_nod
 use super::packet::{Arp, ETH_ARP, ETH_IPV4, ETH_IPV6, PORT, Packet, SERVICE_PORT};
 use super::run::{Skb, Way};
 
-const CASES: u32 = 4000;
+const CASES: u32 = 2000;
 
 /// Whole frames that pass, to be broken.
 fn seeds(node: &Node) -> Vec<Vec<u8>> {

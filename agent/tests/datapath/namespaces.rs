@@ -98,7 +98,7 @@ fn any_history_keeps_indices_apart() {
     on_bpf_fs(|bpf_dir| {
         let mut datapath = load(bpf_dir);
         let step =
-            (prop::collection::btree_set(10..30u32, 0..12), prop::collection::btree_set(10..30u32, 0..3), 0..10u8);
+            (prop::collection::btree_set(10..30u32, 0..12), prop::collection::btree_set(10..30u32, 0..3), 0..20u8);
         let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
         let steps = prop::collection::vec(step, 1..12);
         // One datapath through all cases: histories go on.
