@@ -12,8 +12,8 @@
 /* The namespace's index travels in the upper half of skb->mark; kube-proxy and kubelet use bits of the lower half. */
 #define MARK_SHIFT 16
 #define MARK_LOWER 0xffffu
-/* From from_pod straight to to_overlay: the stack never saw it. Lives between the two programs only. */
-#define MARK_DIRECT 1u
+/* In skb->tc_index, from from_pod straight to to_overlay: the stack never saw it. The mark's lower half is others'. */
+#define DIRECT 0x626b
 
 /* Namespace indices. */
 #define NS_NONE 0    /* no mark: never a namespace */
@@ -42,7 +42,8 @@ struct state {
 struct node { /* by block: the part of an address between the cluster's prefix and the host part */
 	__be32 remote4; /* its underlay address */
 	__u32 flags;
-	__u32 reserved[2];
+	__u32 mtu; /* of the route to it, if that is narrower than its device; else 0 */
+	__u32 reserved;
 	__u8 remote6[16];
 };
 #define NODE_PRESENT 1u
@@ -55,6 +56,8 @@ struct address { /* IPv4 as ::ffff:a.b.c.d */
 struct node_address { /* by address: every address of every node, its gateway address aside */
 	__be32 remote4; /* where the tunnel to it ends */
 	__u32 flags;    /* NODE_* */
+	__u32 mtu;      /* as struct node's */
+	__u32 reserved;
 	__u8 remote6[16];
 };
 

@@ -48,11 +48,11 @@ int to_overlay(struct __sk_buff *skb)
 	 * A pod's own packets ask routers what fits, and too_big.h passes the answer on. What comes from the host's stack is
 	 * cut on the way if need be: set_tunnel_key takes the route from the packet, so that the stack cannot learn.
 	 */
-	direct = skb->mark & MARK_DIRECT;
+	direct = skb->tc_index == DIRECT;
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), p.df && direct ? BPF_F_DONT_FRAGMENT : 0))
 		return drop_between(skb, &p, DROP_NO_ROOM, source, NS_NONE);
 	if (direct)
-		skb->mark &= ~MARK_DIRECT;
+		skb->tc_index = 0;
 	clear_mark(skb);
 	return TC_ACT_OK;
 }

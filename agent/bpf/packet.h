@@ -47,6 +47,11 @@ static __always_inline int is_icmp_error(__u8 type)
 	return type == ICMP_UNREACHABLE || type == ICMP_QUENCH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER;
 }
 
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
 /* The ports of the packet that an ICMP error quotes. */
 static __noinline __u32 quoted_ports(struct __sk_buff *skb, __u32 icmp)
 {
@@ -55,7 +60,7 @@ static __noinline __u32 quoted_ports(struct __sk_buff *skb, __u32 icmp)
 
 	if (bpf_skb_load_bytes(skb, icmp + ICMP_HEADER, &quoted, sizeof(quoted)))
 		return 0;
-	if (quoted.protocol != IPPROTO_TCP && quoted.protocol != IPPROTO_UDP)
+	if (!has_ports(quoted.protocol))
 		return 0;
 	bpf_skb_load_bytes(skb, icmp + ICMP_HEADER + quoted.ihl * 4, &ports, sizeof(ports));
 	return ports;
@@ -68,7 +73,7 @@ static __always_inline int read_ports(struct __sk_buff *skb, struct packet *p)
 
 	if (p->fragment)
 		return 0;
-	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) {
+	if (has_ports(p->protocol)) {
 		if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
 			return -1;
 		p->source_port = bpf_ntohs(ports[0]);
@@ -114,7 +119,7 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *p)
 	p->source_port = 0;
 	p->destination_port = 0;
 	/* Ports straight from the linear part where they are: nearly always. */
-	if (ip->ihl == 5 && !p->fragment && (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP)) {
+	if (ip->ihl == 5 && !p->fragment && has_ports(p->protocol)) {
 		__be16 *ports = (void *)(ip + 1);
 
 		if ((void *)(ports + 2) <= end) {

@@ -88,6 +88,26 @@ static __always_inline int deliver(struct __sk_buff *skb, struct endpoint *ep)
 	return bpf_redirect_peer(ep->ifindex, 0);
 }
 
+/*
+ * Only a node ends tunnels, and a pod is none. A host may have devices that take any sender's packet apart (tunl0, gre0,
+ * sit0 are there by themselves once their module is), and what comes out of them is not marked.
+ */
+static __always_inline int is_tunnel(struct packet *p)
+{
+	switch (p->protocol) {
+	case IPPROTO_UDP:
+		return p->destination_port == VXLAN_PORT;
+	case IPPROTO_IPIP:
+	case IPPROTO_IPV6:
+	case IPPROTO_GRE:
+	case 115: /* L2TP (RFC 3931) */
+	case 137: /* MPLS in IP (RFC 4023) */
+		return 1;
+	default:
+		return 0;
+	}
+}
+
 static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *state)
 {
 	struct packet p;
@@ -95,7 +115,7 @@ static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *st
 	struct node_address *address;
 	struct ethhdr *eth;
 	__be32 remote;
-	__u32 ns, service, narrow;
+	__u32 ns, service, narrow, mtu;
 
 	if (read_ipv4(skb, &p)) {
 		struct packet none = {};
@@ -134,8 +154,9 @@ static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *st
 		if (!node)
 			return drop_between(skb, &p, DROP_NO_NODE, ns, NS_NONE);
 		remote = node->remote4;
+		mtu = node->mtu;
 	} else {
-		if (p.protocol == IPPROTO_UDP && p.destination_port == VXLAN_PORT)
+		if (is_tunnel(&p))
 			return drop_between(skb, &p, DROP_POD_VXLAN, ns, NS_NONE);
 		if (is_gateway(p.destination)) {
 			struct node *node = node_of(p.destination);
@@ -145,21 +166,23 @@ static __always_inline int ipv4_from_pod(struct __sk_buff *skb, struct state *st
 			if (!node)
 				return drop_between(skb, &p, DROP_NO_NODE, ns, NS_NONE);
 			remote = node->remote4;
+			mtu = node->mtu;
 		} else {
 			address = node_address_of(p.destination);
 			if (!address || address->flags & NODE_LOCAL)
 				return TC_ACT_OK; /* this node, a service, the outside */
 			remote = address->remote4;
+			mtu = address->mtu;
 		}
 	}
 	if (service)
 		return TC_ACT_OK;
-	narrow = narrowest(skb, &p, remote);
+	narrow = narrowest(skb, &p, remote, mtu);
 	if (narrow == USE_STACK)
 		return TC_ACT_OK;
 	if (narrow != FITS)
 		return answer_too_big(skb, &p, ep, narrow);
-	skb->mark |= MARK_DIRECT;
+	skb->tc_index = DIRECT;
 	return bpf_redirect(state->overlay_ifindex, 0);
 }
 

@@ -15,7 +15,7 @@
 #define USE_STACK 1 /* any other answer of narrowest() is the MTU that does fit */
 
 /* Whether the packet, or each of its segments, fits the tunnel on its way to `remote4`. */
-static __always_inline __u32 narrowest(struct __sk_buff *skb, struct packet *p, __be32 remote4)
+static __always_inline __u32 narrowest(struct __sk_buff *skb, struct packet *p, __be32 remote4, __u32 mtu)
 {
 	__u32 length = skb->len - ETH_HLEN;
 	struct bpf_fib_lookup fib = {};
@@ -37,12 +37,15 @@ static __always_inline __u32 narrowest(struct __sk_buff *skb, struct packet *p, 
 	fib.ipv4_dst = remote4;
 	fib.l4_protocol = IPPROTO_UDP;
 	fib.tot_len = length + TUNNEL_ROOM;
-	if (bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+	/* What a router said is known here at once. What the route was given, without a lock, is not: the agent tells. */
+	if (bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		mtu = mtu && mtu < fib.mtu_result ? mtu : fib.mtu_result;
+	else if (!mtu || length + TUNNEL_ROOM <= mtu)
 		return FITS;
 	/* Without DF it may be cut: the tunnel's own packet is, by the stack. Errors are not answered by errors (RFC 1122). */
 	if (!p->df || p->header != sizeof(struct iphdr) || p->protocol == IPPROTO_ICMP)
 		return USE_STACK;
-	return fib.mtu_result > TUNNEL_ROOM + 68 ? fib.mtu_result - TUNNEL_ROOM : USE_STACK;
+	return mtu > TUNNEL_ROOM + 68 ? mtu - TUNNEL_ROOM : USE_STACK;
 }
 
 struct too_big { /* ICMP destination unreachable, fragmentation needed (RFC 792, RFC 1191) */

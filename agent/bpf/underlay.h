@@ -10,18 +10,16 @@ SEC("classifier")
 int from_underlay(struct __sk_buff *skb)
 {
 	struct packet p = {};
-	struct iphdr *ip;
+	struct iphdr ip;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
-	if (linear(skb, ETH_HLEN + sizeof(*ip)))
+	/* From the network header: not every underlay device has Ethernet's (WireGuard, tun). */
+	if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
 		return TC_ACT_UNSPEC;
-	ip = (void *)(long)skb->data + ETH_HLEN;
-	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-		return TC_ACT_UNSPEC;
-	p.source = bpf_ntohl(ip->saddr);
-	p.destination = bpf_ntohl(ip->daddr);
-	p.protocol = ip->protocol;
+	p.source = bpf_ntohl(ip.saddr);
+	p.destination = bpf_ntohl(ip.daddr);
+	p.protocol = ip.protocol;
 	if (in_cluster(p.source) || in_cluster(p.destination))
 		return drop(skb, &p, DROP_BARE);
 	return TC_ACT_UNSPEC;

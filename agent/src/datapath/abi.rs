@@ -135,6 +135,8 @@ pub struct Peer {
     pub remote: IpAddr,
     /// Whether it is this node.
     pub local: bool,
+    /// The MTU of the route to it, where that is narrower than its device.
+    pub mtu: Option<u32>,
 }
 
 impl Peer {
@@ -155,16 +157,16 @@ impl Peer {
     /// As `struct node`.
     pub fn to_node(self) -> [u8; Self::NODE_SIZE] {
         let (v4, v6) = self.remotes();
-        Bytes::new().at(0, &v4).u32(4, self.flags()).at(16, &v6).0
+        Bytes::new().at(0, &v4).u32(4, self.flags()).u32(8, self.mtu.unwrap_or(0)).at(16, &v6).0
     }
 
     /// `struct node_address`' size.
-    pub const ADDRESS_SIZE: usize = 24;
+    pub const ADDRESS_SIZE: usize = 32;
 
     /// As `struct node_address`.
     pub fn to_node_address(self) -> [u8; Self::ADDRESS_SIZE] {
         let (v4, v6) = self.remotes();
-        Bytes::new().at(0, &v4).u32(4, self.flags()).at(8, &v6).0
+        Bytes::new().at(0, &v4).u32(4, self.flags()).u32(8, self.mtu.unwrap_or(0)).at(16, &v6).0
     }
 }
 
@@ -345,8 +347,8 @@ mod tests {
         let expected: &[Layout] = &[
             ("ns", NamespaceValue::SIZE, &[("vni", 0), ("net_id", 4), ("flags", 12)]),
             ("state", StateValue::SIZE, &[("bank", 0), ("overlay_ifindex", 4)]),
-            ("node", Peer::NODE_SIZE, &[("remote4", 0), ("flags", 4), ("remote6", 16)]),
-            ("node_address", Peer::ADDRESS_SIZE, &[("remote4", 0), ("flags", 4), ("remote6", 8)]),
+            ("node", Peer::NODE_SIZE, &[("remote4", 0), ("flags", 4), ("mtu", 8), ("remote6", 16)]),
+            ("node_address", Peer::ADDRESS_SIZE, &[("remote4", 0), ("flags", 4), ("mtu", 8), ("remote6", 16)]),
             (
                 "endpoint",
                 EndpointValue::SIZE,

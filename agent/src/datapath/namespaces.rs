@@ -42,6 +42,8 @@ pub struct Namespaces {
     resting: VecDeque<(Instant, u32)>,
     next: u32,
     bank: u32,
+    /// VNIs that the intent no longer has: out of every network by the next bank, forgotten by [`Namespaces::settle`].
+    leaving: Vec<u32>,
 }
 
 impl Namespaces {
@@ -59,6 +61,7 @@ impl Namespaces {
             resting: VecDeque::new(),
             next: NS_FIRST,
             bank,
+            leaving: Vec::new(),
         };
         for entry in &adopted.by_vni {
             let (vni, index) = entry.map_err(map_error("vnis", "read"))?;
@@ -124,16 +127,14 @@ impl Namespaces {
         node: Network,
         keep: &std::collections::BTreeSet<u32>,
     ) -> Result<Option<u32>, DatapathError> {
-        let gone: Vec<u32> = self.vnis().filter(|vni| !intent.contains_key(vni) && !keep.contains(vni)).collect();
-        for vni in gone {
-            self.forget(vni)?;
-        }
+        self.leaving = self.vnis().filter(|vni| !intent.contains_key(vni) && !keep.contains(vni)).collect();
         let idle = 1 - self.bank;
         let mut switch = false;
         switch |= self.put(NS_NODE, 0, node, idle)?;
         switch |= self.put(NS_UNKNOWN, u32::MAX, unknown, idle)?;
         self.publish(0, NS_NODE)?;
-        let kept: Vec<u32> = keep.iter().copied().filter(|vni| !intent.contains_key(vni)).collect();
+        let kept: Vec<u32> =
+            self.leaving.iter().chain(keep.iter()).copied().filter(|vni| !intent.contains_key(vni)).collect();
         for (vni, network) in intent.iter().map(|(v, n)| (*v, *n)).chain(kept.into_iter().map(|v| (v, Network::None))) {
             if let Some(index) = self.index(vni) {
                 switch |= self.put(index, vni, network, idle)?;
@@ -173,6 +174,14 @@ impl Namespaces {
         self.by_vni.remove(&vni).map_err(map_error("vnis", "cleared"))?;
         self.write(index, NamespaceValue { vni, net_id: [NETID_NONE; 2], assigned: false })?;
         self.resting.push_back((Instant::now(), index));
+        Ok(())
+    }
+
+    /// Frees the indices of what the last [`Namespaces::prepare`] found gone: to be called once its bank holds.
+    pub fn settle(&mut self) -> Result<(), DatapathError> {
+        for vni in std::mem::take(&mut self.leaving) {
+            self.forget(vni)?;
+        }
         Ok(())
     }
 

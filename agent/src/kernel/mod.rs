@@ -27,7 +27,7 @@ mod veth;
 mod vxlan;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod wiring;
 

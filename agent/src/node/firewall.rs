@@ -60,10 +60,8 @@ table ip {TABLE} {{
         ip saddr {gateway} accept
         ip daddr {gateway} accept
         icmp type {{ destination-unreachable, source-quench, time-exceeded, parameter-problem }} @th,224,32 != 0 accept
-        tcp sport >= 61000 accept
-        tcp dport >= 61000 accept
-        udp sport >= 61000 accept
-        udp dport >= 61000 accept
+        meta l4proto {{ tcp, udp, sctp }} th sport >= 61000 accept
+        meta l4proto {{ tcp, udp, sctp }} th dport >= 61000 accept
         notrack
     }}
     chain output_raw {{
@@ -90,8 +88,8 @@ table ip {TABLE} {{
         ip saddr != {network} accept
         ct status & dnat == 0 accept
         meta mark & 0x4000 != 0 accept
-        meta l4proto {{ tcp, udp }} ip daddr {network} snat to ip saddr : 61000-65535
-        meta l4proto {{ tcp, udp }} oifname "bulkhead0" snat to ip saddr : 61000-65535
+        meta l4proto {{ tcp, udp, sctp }} ip daddr {network} snat to ip saddr : 61000-65535
+        meta l4proto {{ tcp, udp, sctp }} oifname "bulkhead0" snat to ip saddr : 61000-65535
     }}
 
     # Pods' traffic that leaves the cluster and its nodes goes under the node's address.
@@ -107,7 +105,7 @@ table ip {TABLE} {{
 
     /// Tells this version of the rules and its parameters from another.
     fn id(self) -> String {
-        format!("bulkhead rules 2, pods {}, gateway {}, vxlan {}", self.network, self.gateway, self.vxlan_port)
+        format!("bulkhead rules 3, pods {}, gateway {}, vxlan {}", self.network, self.gateway, self.vxlan_port)
     }
 
     /// Whether the kernel's table is these rules, with every chain.

@@ -1,6 +1,6 @@
 //! The host's routes: the cluster network by the overlay device, and other nodes' addresses for packets of pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
@@ -79,8 +79,9 @@ impl Routes {
             changes.push("the rule for packets of pods".to_owned());
             ops.push(Op::rule_add(&Self::rule()).unless_present());
         }
-        let held = netlink.routes(NODES_TABLE, Some(PROTOCOL))?;
-        let wanted: Vec<Route> = nodes.iter().filter(|ip| ip.is_ipv4()).map(|ip| self.node_route(*ip)).collect();
+        // Sets: there may be thousands of each.
+        let held: HashSet<Route> = netlink.routes(NODES_TABLE, Some(PROTOCOL))?.into_iter().collect();
+        let wanted: HashSet<Route> = nodes.iter().filter(|ip| ip.is_ipv4()).map(|ip| self.node_route(*ip)).collect();
         for route in held.iter().filter(|route| !wanted.contains(route)) {
             ops.push(Op::route_delete(route).if_present());
         }

@@ -1,4 +1,4 @@
-//! The underlay devices: every Ethernet device of the host's netns that has an IPv4 address and is not ours. On each, one
+//! The underlay devices: every device of the host's netns that has an IPv4 address and is not ours. On each, one
 //! program keeps the cluster network inside the tunnel.
 
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ pub enum UnderlayError {
 }
 
 fn is_candidate(link: &Link) -> bool {
-    !link.loopback && link.group != GROUP && link.name != super::overlay::NAME && link.mac.is_some()
+    !link.loopback && link.group != GROUP && link.name != super::overlay::NAME
 }
 
 /// The devices that are to be guarded now.

@@ -124,7 +124,8 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let bank = locked(&live.datapath.namespaces).bank();
     live.datapath.set_state(StateValue { bank, overlay_ifindex: overlay })?;
     apply_namespaces(&live, &agent.shared)?;
-    let nodes = tenants::Nodes::of(&intent, &live);
+    let mut nodes = tenants::Nodes::of(&intent, &live.networks, &live.geometry);
+    nodes.ask_routes(&mut host, mtu + overlay::HEADERS);
     locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses)?;
     pods::publish_all(&live, true)?;
     firewall_if_needed(&live)?;

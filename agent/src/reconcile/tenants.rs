@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use bulkhead_core::Mode;
+use bulkhead_core::cluster::Networks;
 
 use crate::datapath::abi::{Peer, StateValue};
-use crate::datapath::{DatapathError, Network};
+use crate::datapath::{DatapathError, Geometry, Network};
 use crate::intent::{Intent, Shared};
+use crate::kernel::Netlink;
 use crate::live::{Live, locked};
 use crate::sys;
 
@@ -25,17 +27,18 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
     let mut namespaces = locked(&live.datapath.namespaces);
     let (known, unknown) = shared.read(|intent, _| networks(intent));
     let keep: BTreeSet<u32> = live.records.all().iter().map(|record| record.vni).collect();
-    if let Some(bank) = namespaces.prepare(&known, unknown, Network::Id(0), &keep)? {
+    let switch = namespaces.prepare(&known, unknown, Network::Id(0), &keep)?;
+    if let Some(bank) = switch {
         live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay() })?;
         namespaces.switched(bank);
         // A program that read the old bank's number may still be running; the bank is written again only after it ended.
         sys::wait_for_running_programs();
     }
-    Ok(())
+    namespaces.settle()
 }
 
 /// The other nodes, as the intent has them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Nodes {
     pub blocks: BTreeMap<u32, Peer>,
     pub addresses: BTreeMap<IpAddr, Peer>,
@@ -44,32 +47,134 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Reads the intent. Two entries that claim one block are both unusable but for the one that is this node.
-    pub fn of(intent: &Intent, live: &Live) -> Self {
-        let own = IpAddr::V4(live.geometry.node_ip);
-        let (mut blocks, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-        let mut unusable = Vec::new();
+    /// Reads the intent. What two entries claim is nobody's, but for this node's own and for the addresses at which
+    /// tunnels end, which are the entries' keys.
+    pub fn of(intent: &Intent, networks: &Networks, geometry: &Geometry) -> Self {
+        let own = IpAddr::V4(geometry.node_ip);
+        let local = Peer { remote: own, local: true, mtu: None };
+        let mut nodes = Self::default();
+        let (mut contested_blocks, mut contested_addresses) = (BTreeSet::new(), BTreeSet::new());
         for (ip, node) in &intent.nodes {
-            let peer = Peer { remote: *ip, local: *ip == own };
-            match live.networks.block_of(node.subnets) {
-                Ok(block) if !blocks.contains_key(&block) || peer.local => drop(blocks.insert(block, peer)),
-                Ok(_) => unusable.push(format!("node {} ({ip}): its subnet is another node's too", node.host)),
+            let peer = Peer { remote: *ip, local: *ip == own, mtu: None };
+            let mut unusable = |what: String| nodes.unusable.push(format!("node {} ({ip}): {what}", node.host));
+            match networks.block_of(node.subnets) {
+                Ok(block) if block == geometry.local_block && !peer.local => {
+                    unusable("the ledger gives it this node's subnet; remove one of the two nodes".into());
+                }
+                Ok(block) => {
+                    if let Some(other) = nodes.blocks.insert(block, peer) {
+                        contested_blocks.insert(block);
+                        unusable(format!("its subnet is that of {} too; remove one of the two nodes", other.remote));
+                    }
+                }
                 Err(error) => {
-                    unusable.push(format!("node {} ({ip}): {error}", node.host));
+                    unusable(error.to_string());
                     continue;
                 }
             }
-            addresses.extend(node.addresses.iter().chain([ip]).map(|address| (*address, peer)));
+            nodes.addresses.insert(*ip, peer);
+            for address in node.addresses.iter().filter(|address| *address != ip) {
+                if *address == own || intent.nodes.contains_key(address) {
+                    unusable(format!("its address {address} is another node's"));
+                } else if let Some(other) = nodes.addresses.insert(*address, peer)
+                    && other != peer
+                {
+                    contested_addresses.insert(*address);
+                    unusable(format!("its address {address} is that of {} too", other.remote));
+                }
+            }
         }
+        nodes.blocks.retain(|block, _| !contested_blocks.contains(block));
+        nodes.addresses.retain(|address, _| !contested_addresses.contains(address));
         // Our own block is ours whatever the ledger says of it now: pods live in it.
-        let local = Peer { remote: own, local: true };
-        blocks.insert(live.geometry.local_block, local);
-        addresses.insert(own, local);
-        Self { blocks, addresses, unusable }
+        nodes.blocks.insert(geometry.local_block, local);
+        nodes.addresses.insert(own, local);
+        nodes
+    }
+
+    /// Asks the kernel which routes are narrower than `underlay`, in bytes: by configuration, or by what a router said.
+    pub fn ask_routes(&mut self, host: &mut Netlink, underlay: u32) {
+        let mut asked: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
+        for peer in self.blocks.values_mut().chain(self.addresses.values_mut()).filter(|peer| !peer.local) {
+            // A route that cannot be asked for is taken for a wide one: the path is then learned from the routers.
+            let mut ask = || host.route_to(peer.remote).ok().flatten()?.mtu.filter(|mtu| *mtu < underlay);
+            peer.mtu = *asked.entry(peer.remote).or_insert_with(&mut ask);
+        }
     }
 
     /// The other nodes' addresses.
     pub fn remote_addresses(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().filter(|(_, peer)| !peer.local).map(|(address, _)| *address).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_core::ledger::{self, ClusterEntry};
+
+    use super::*;
+
+    fn read(nodes: &[(&str, &str, &str)]) -> Nodes {
+        let cluster: ClusterEntry = ledger::parse(
+            br#"{"epoch":1,"network":["10.77.0.0/16"],"hostSubnetLength":8,"serviceNetwork":[],"mode":"multitenant"}"#,
+        )
+        .unwrap();
+        let entry = |(ip, addresses, subnet): &(&str, &str, &str)| {
+            let json = format!(r#"{{"host":"n","addresses":{addresses},"subnets":["{subnet}"]}}"#);
+            (ip.parse().unwrap(), ledger::parse(json.as_bytes()).unwrap())
+        };
+        let intent = Intent { nodes: nodes.iter().map(entry).collect(), ..Intent::default() };
+        let geometry = Geometry {
+            network: "10.77.0.0/16".parse().unwrap(),
+            host_bits: 8,
+            blocks: 256,
+            local_block: 1,
+            node_ip: "10.0.0.1".parse().unwrap(),
+            vxlan_port: 4789,
+            mtu: 1450,
+        };
+        Nodes::of(&intent, &cluster.networks, &geometry)
+    }
+
+    fn owners(nodes: &Nodes) -> (Vec<(u32, String)>, Vec<(String, String)>) {
+        let blocks = nodes.blocks.iter().map(|(block, peer)| (*block, peer.remote.to_string()));
+        let addresses = nodes.addresses.iter().map(|(ip, peer)| (ip.to_string(), peer.remote.to_string()));
+        (blocks.collect(), addresses.collect())
+    }
+
+    const SELF: (&str, &str, &str) = ("10.0.0.1", r#"["10.0.0.1"]"#, "10.77.1.0/24");
+
+    #[test]
+    fn each_node_has_its_subnet_and_all_of_its_addresses() {
+        let nodes = read(&[SELF, ("10.0.0.2", r#"["10.0.0.2","10.9.0.2"]"#, "10.77.2.0/24")]);
+        assert_eq!(nodes.unusable, Vec::<String>::new());
+        let remote: Vec<String> = nodes.remote_addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(remote, ["10.0.0.2", "10.9.0.2"]);
+        assert_eq!(owners(&nodes).0, [(1, "10.0.0.1".to_owned()), (2, "10.0.0.2".to_owned())]);
+    }
+
+    #[test]
+    fn nobody_takes_over_an_address_at_which_a_tunnel_ends() {
+        let nodes = read(&[
+            SELF,
+            ("10.0.0.2", r#"["10.0.0.2"]"#, "10.77.2.0/24"),
+            ("10.0.0.3", r#"["10.0.0.3","10.0.0.2","10.0.0.1"]"#, "10.77.3.0/24"),
+        ]);
+        assert!(owners(&nodes).1.iter().all(|(address, owner)| address == owner), "{nodes:?}");
+        assert_eq!(nodes.unusable.len(), 2);
+    }
+
+    #[test]
+    fn what_two_entries_claim_is_nobodys() {
+        let nodes = read(&[
+            SELF,
+            ("10.0.0.2", r#"["10.0.0.2","10.9.0.9"]"#, "10.77.2.0/24"),
+            ("10.0.0.3", r#"["10.0.0.3","10.9.0.9"]"#, "10.77.2.0/24"),
+            ("10.0.0.4", r#"["10.0.0.4"]"#, "10.77.1.0/24"),
+        ]);
+        let (blocks, addresses) = owners(&nodes);
+        assert_eq!(blocks, [(1, "10.0.0.1".to_owned())], "and this node's own stays");
+        assert_eq!(addresses.len(), 4, "{addresses:?}");
+        assert_eq!(nodes.unusable.len(), 3, "{:?}", nodes.unusable);
     }
 }

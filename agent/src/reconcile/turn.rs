@@ -9,7 +9,7 @@ use crate::intent::Cache;
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
 use crate::node::firewall::Firewall;
-use crate::node::overlay::Overlay;
+use crate::node::overlay::{self, Overlay};
 use crate::node::{cni_conf, underlay};
 
 /// The longest time without a look at drop events.
@@ -20,7 +20,6 @@ pub fn run(agent: &Agent, cache: &Cache, ready: impl FnOnce()) {
     take_up(agent);
     let Some(live) = agent.live.get() else { return };
     ready();
-    announce(agent);
     let mut seen = 0;
     let mut saved = 0;
     let mut applied = None;
@@ -77,17 +76,19 @@ fn take_up(agent: &Agent) {
     }
 }
 
-fn announce(agent: &Agent) {
+/// Tells the runtime that this node takes pods.
+fn announce(agent: &Agent) -> Result<(), String> {
     let config = &agent.config;
-    let Some(folder) = &config.cni_conf_dir else { return };
+    let Some(folder) = &config.cni_conf_dir else { return Ok(()) };
     match cni_conf::write(folder, &config.run_dir.join("agent.sock"), &config.run_dir.join("spool")) {
         Ok(true) => tracing::info!(folder = %folder.display(), "the CNI config is in place"),
         Ok(false) => {}
         Err(error) => {
             tracing::error!("{error}");
-            locked(&agent.problems).push(error.to_string());
+            return Err(error.to_string());
         }
     }
+    Ok(())
 }
 
 fn save(agent: &Agent, cache: &Cache) {
@@ -104,10 +105,14 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
     let mut problems = Vec::new();
     let mut note = |what: Result<(), String>| problems.extend(what.err());
     note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
-    let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, live));
+    let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, &live.networks, &live.geometry));
     let changed = applied.as_ref() != Some(&nodes);
     if changed || resync {
-        let written = locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses);
+        let mut routed = nodes.clone();
+        if let Ok(mut host) = Netlink::here() {
+            routed.ask_routes(&mut host, live.geometry.mtu + overlay::HEADERS);
+        }
+        let written = locked(&live.datapath.peers).apply(&routed.blocks, &routed.addresses);
         note(written.map(drop).map_err(|error| error.to_string()));
     }
     note(pods::publish_all(live, resync).map_err(|error| error.to_string()).map(|stale| {
@@ -126,6 +131,9 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
             }
             Err(error) => note(Err(error.to_string())),
         }
+    }
+    if first || resync {
+        note(announce(agent));
     }
     let worked = problems.is_empty();
     problems.extend(nodes.unusable.iter().cloned());
@@ -149,8 +157,8 @@ fn routes(agent: &Agent, live: &Live, host: &mut Netlink, nodes: &tenants::Nodes
 /// Looks at everything of the node that somebody else might have changed.
 fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> {
     let text = |error: &dyn std::error::Error| error.to_string();
-    let overlay = start::overlay_of(&agent.config, live);
-    let (index, changes) = overlay.ensure(host).map_err(|e| text(&e))?;
+    let device = start::overlay_of(&agent.config, live);
+    let (index, changes) = device.ensure(host).map_err(|e| text(&e))?;
     agent.repaired(changes);
     if index != live.overlay() {
         // Whatever names the device is brought in line below and by the next look at the maps.
@@ -158,12 +166,14 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
         locked(&live.datapath.endpoints).set_port(index, Port::Overlay).map_err(|e| text(&e))?;
         agent.repaired(["the overlay device was deleted by something and is made anew".to_owned()]);
     }
-    let state = live.datapath.state().map_err(|e| text(&e))?;
-    let bank = locked(&live.datapath.namespaces).bank();
-    let wanted = StateValue { bank, overlay_ifindex: live.overlay() };
-    if state != wanted {
-        live.datapath.set_state(wanted).map_err(|e| text(&e))?;
-        agent.repaired(["the datapath's state word".to_owned()]);
+    {
+        // Held over both: an ADD of a new namespace switches the bank under it.
+        let namespaces = locked(&live.datapath.namespaces);
+        let wanted = StateValue { bank: namespaces.bank(), overlay_ifindex: live.overlay() };
+        if live.datapath.state().map_err(|e| text(&e))? != wanted {
+            live.datapath.set_state(wanted).map_err(|e| text(&e))?;
+            agent.repaired(["the datapath's state word".to_owned()]);
+        }
     }
     if Overlay::attach(host, live.overlay(), &live.datapath.programs).map_err(|e| text(&e))? {
         agent.repaired(["the programs on the overlay device".to_owned()]);
@@ -174,7 +184,6 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     let unguarded = underlay::guard(host, &live.datapath.programs, false).map_err(|e| text(&e))?;
     agent.repaired(unguarded.into_iter().map(|device| format!("the program on the underlay device {device}")));
     agent.repaired(pods::look_after(live, host).map_err(|e| text(&e))?);
-    announce(agent);
     Ok(())
 }
 

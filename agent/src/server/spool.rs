@@ -55,15 +55,23 @@ pub(super) fn keep(agent: &Agent, id: &AttachmentId, call: &CniCall) -> Result<(
 }
 
 fn carry_out(live: &Live, id: &AttachmentId, path: &Path) {
+    // All of it under the lock: a DEL that was read before an ADD of the same attachment must not follow it.
+    live.exclusively(id, || consume(id, path, || detach::del(live, id)));
+}
+
+/// Reads a file of the spool, carries it out and removes it. The caller holds the attachment's lock.
+fn consume<E: std::fmt::Display>(id: &AttachmentId, path: &Path, del: impl FnOnce() -> Result<(), E>) {
     let content = match fs::read(path) {
         Ok(content) => content,
+        // Another call has carried it out, or the plugin has taken it back.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "a spooled DEL cannot be read");
             return;
         }
     };
     match spool::parse(id, &content) {
-        Ok(_) => match live.exclusively(id, || detach::del(live, id)) {
+        Ok(_) => match del() {
             Ok(()) => tracing::info!(container_id = id.container_id(), "carried out a spooled DEL"),
             Err(error) => {
                 tracing::warn!(container_id = id.container_id(), %error, "a spooled DEL failed; it stays");
@@ -74,5 +82,46 @@ fn carry_out(live: &Live, id: &AttachmentId, path: &Path) {
     }
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "a spooled DEL cannot be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use bulkhead_core::protocol::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_del_is_carried_out_once_and_stays_when_it_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let call = CniCall {
+            command: Command::Del,
+            container_id: "c1".into(),
+            interface: "eth0".into(),
+            netns: String::new(),
+            args: std::collections::BTreeMap::new(),
+            config: serde_json::json!({}),
+        };
+        let id = call.attachment().unwrap();
+        let path = folder.path().join(spool::file_name(&id));
+        fs::write(&path, spool::encode(&call).unwrap()).unwrap();
+        let dels = Cell::new(0);
+        let del = |answer: Result<(), &'static str>| {
+            consume(&id, &path, || {
+                dels.set(dels.get() + 1);
+                answer
+            });
+        };
+        del(Err("busy"));
+        assert!(path.exists());
+        del(Ok(()));
+        // What two of them saw in the folder, the second finds gone: an ADD between them keeps its pod.
+        del(Ok(()));
+        assert_eq!((dels.get(), path.exists()), (2, false));
+        fs::write(&path, "{").unwrap();
+        del(Ok(()));
+        assert_eq!((dels.get(), path.exists()), (2, false));
     }
 }

@@ -8,9 +8,6 @@ use super::packet::{Arp, ETH_IPV4, ICMP, PORT, Packet, SERVICE_PORT, TCP, UDP, c
 use super::run::{Outcome, Skb, Way};
 use bulkhead_agent::kernel::{Mac, Netlink, Op, sysctl};
 
-/// `MARK_DIRECT`: for `to_overlay` alone.
-const DIRECT: u32 = 1;
-
 fn send(node: &Node, bytes: Vec<u8>) -> Outcome {
     node.run("from_pod", &Skb::received(node.pod(Tenant::A).ifindex, bytes))
 }
@@ -72,8 +69,7 @@ fn every_destination_has_its_way() {
                 skb.mark = foreign;
                 let outcome = node.run("from_pod", &skb);
                 assert_eq!(outcome.way, way, "{to}");
-                let expected = if way == Way::Tunnelled { mark | DIRECT } else { mark };
-                assert!(matches!(way, Way::Dropped(_)) || outcome.mark == expected, "{to}: {:#x}", outcome.mark);
+                assert!(matches!(way, Way::Dropped(_)) || outcome.mark == mark, "{to}: {:#x}", outcome.mark);
             }
         }
     });

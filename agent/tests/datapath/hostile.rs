@@ -147,7 +147,7 @@ fn no_frame_enters_the_tunnel_under_a_foreign_name() {
     on_node(|node| {
         let pod = node.pod(Tenant::A);
         for_many_frames(&seeds(node), |frame| {
-            let mark = node.index(Tenant::A) << 16 | 1;
+            let mark = node.index(Tenant::A) << 16;
             let outcome = node.run("to_overlay", &Skb::sent(node.overlay, pod.ifindex, mark, frame.clone()));
             if outcome.way == Way::Passed {
                 let source = ip_at(&frame, 26).unwrap();

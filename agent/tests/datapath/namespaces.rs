@@ -18,6 +18,7 @@ fn apply(datapath: &Datapath, vnis: &[u32], keep: &[u32]) {
         datapath.set_state(StateValue { bank, overlay_ifindex: 1 }).unwrap();
         namespaces.switched(bank);
     }
+    namespaces.settle().unwrap();
 }
 
 fn index(datapath: &Datapath, vni: u32) -> Option<u32> {

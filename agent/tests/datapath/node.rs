@@ -235,7 +235,7 @@ impl Node {
     }
 
     fn apply_peers(&self) {
-        let peer = |address: Ipv4Addr, local| Peer { remote: address.into(), local };
+        let peer = |address: Ipv4Addr, local| Peer { remote: address.into(), local, mtu: None };
         let (own, second, third) =
             (peer(GEOMETRY.node_ip, true), peer(PEER[1], false), peer(Ipv4Addr::new(192, 0, 2, 3), false));
         let blocks = BTreeMap::from([(GEOMETRY.local_block, own), (8, second), (9, third)]);
@@ -261,7 +261,9 @@ impl Node {
     /// The second half.
     pub fn switch(&self, bank: u32) {
         self.datapath.set_state(StateValue { bank, overlay_ifindex: self.overlay }).unwrap();
-        locked(&self.datapath.namespaces).switched(bank);
+        let mut namespaces = locked(&self.datapath.namespaces);
+        namespaces.switched(bank);
+        namespaces.settle().unwrap();
     }
 
     pub fn pod(&self, tenant: Tenant) -> Pod {

@@ -77,7 +77,7 @@ fn the_node_speaks_under_its_own_addresses_only() {
 fn our_bits_of_the_mark_end_here() {
     on_node(|node| {
         let (pod, index) = (node.pod(Tenant::A), node.index(Tenant::A));
-        for (mark, left) in [(0, 0), (1, 0), (0x4000, 0x4000), (0xe001, 0xe000)] {
+        for (mark, left) in [(0, 0), (1, 1), (0x4000, 0x4000), (0xe001, 0xe001)] {
             for fragment in [0, 0x4000, 0x2000, 0x0010] {
                 let packet = Packet::udp(pod.mac, (pod.ip, PORT), (REMOTE_POD, PORT)).fragment(fragment).frame();
                 let outcome = node.run("to_overlay", &Skb::sent(node.overlay, pod.ifindex, index << 16 | mark, packet));
