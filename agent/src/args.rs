@@ -144,7 +144,9 @@ pub struct Config {
 impl Args {
     /// Checks all flags. `default_source` finds the source address of the default route.
     pub fn into_config(self, default_source: impl FnOnce() -> Option<IpAddr>) -> Result<Config, ConfigError> {
-        let node_ip = self.node_ip.or_else(default_source).ok_or(ConfigError::NoAddress)?;
+        // An uninstall has no use for the address, and may come when the node has none any more.
+        let none = self.uninstall.then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+        let node_ip = self.node_ip.or_else(default_source).or(none).ok_or(ConfigError::NoAddress)?;
         let IpAddr::V4(v4) = node_ip else { return Err(ConfigError::Address(node_ip)) };
         if v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast() {
             return Err(ConfigError::Address(node_ip));

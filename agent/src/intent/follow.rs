@@ -5,14 +5,17 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bulkhead_core::record::{ConfigRecord, Record, SubnetRecord};
 use bulkhead_core::{ClusterConfig, ClusterName, Keys, NodeName};
-use bulkhead_store::{Compare, Discontinuity, Snapshot, Store, StoreError, Txn, Update};
+use bulkhead_store::{Change, Compare, Discontinuity, Snapshot, Store, StoreError, Txn, Update};
 use thiserror::Error;
 
 use super::{Intent, Shared};
+
+/// How soon a machine asks again for its subnet after etcd did not take its record.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why following ended.
 #[derive(Debug, Error)]
@@ -53,14 +56,36 @@ impl Follower {
         let prefix = keys.ledger();
         self.shared.update(|intent| intent.name = Some(name));
         let mut watch = self.store.watch(&prefix);
+        let mut asked = true;
         loop {
-            match watch.next().await.ok_or(FollowError::Ended)? {
+            let update = if asked {
+                watch.next().await
+            } else {
+                match tokio::time::timeout(ASK_AGAIN, watch.next()).await {
+                    Ok(update) => update,
+                    Err(_) => {
+                        asked = self.ask_for_subnet(&keys).await;
+                        continue;
+                    }
+                }
+            };
+            match update.ok_or(FollowError::Ended)? {
                 Update::Snapshot(snapshot) => {
                     self.take_snapshot(&prefix, &snapshot);
-                    self.ask_for_subnet(&keys).await;
+                    asked = self.ask_for_subnet(&keys).await;
                 }
                 Update::Changes(changes) => {
                     self.heard();
+                    let emptied = changes.changes.iter().any(|change| match change {
+                        Change::Delete { key } => *key == keys.ledger_cluster(),
+                        Change::Put(_) => false,
+                    });
+                    if emptied {
+                        // Nobody but a person deletes it, perhaps with all the rest: judged as a list without it is.
+                        let reason =
+                            hold_reason(None, self.shared.read(|intent, _| intent.epoch()), &Intent::default());
+                        self.shared.connection(|connection| connection.held = reason);
+                    }
                     if self.shared.read(|_, connection| connection.held.is_some()) {
                         // Held off: only a whole list under a raised epoch is believed again.
                         let listed = self.store.list(&prefix).await;
@@ -84,7 +109,7 @@ impl Follower {
             let value = match watch.next().await.ok_or(FollowError::Ended)? {
                 Update::Snapshot(snapshot) => snapshot.get(&key).map(|entry| entry.value.clone()),
                 Update::Changes(changes) => changes.changes.into_iter().find_map(|change| match change {
-                    bulkhead_store::Change::Put(entry) if entry.key == key => Some(entry.value),
+                    Change::Put(entry) if entry.key == key => Some(entry.value),
                     _ => None,
                 }),
                 Update::Unreachable { error, .. } => {
@@ -139,10 +164,10 @@ impl Follower {
         self.shared.update(|intent| *intent = fresh);
     }
 
-    /// Writes the record by which a machine asks for its subnet, if the ledger has none for it.
-    async fn ask_for_subnet(&self, keys: &Keys) {
+    /// Writes the record by which a machine asks for its subnet, if the ledger has none for it. False: to be tried again.
+    async fn ask_for_subnet(&self, keys: &Keys) -> bool {
         if !self.register || self.shared.read(|intent, _| intent.nodes.contains_key(&self.node_ip)) {
-            return;
+            return true;
         }
         let key = keys.subnet(self.node_ip);
         let record = SubnetRecord::asking(self.node.as_str(), self.node_ip);
@@ -150,8 +175,12 @@ impl Follower {
         match self.store.commit(txn).await {
             Ok(outcome) if outcome.done().is_some() => tracing::info!(key, "asked for a subnet"),
             Ok(_) => tracing::info!(key, "this node's record is there already; waiting for the leader"),
-            Err(error) => tracing::warn!(key, %error, "could not ask for a subnet; trying again at the next list"),
+            Err(error) => {
+                tracing::warn!(key, %error, "could not ask for a subnet; trying again");
+                return false;
+            }
         }
+        true
     }
 }
 
@@ -173,8 +202,7 @@ fn hold_reason(discontinuity: Option<Discontinuity>, epoch: u64, fresh: &Intent)
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_store::{Entry, Twin};
-    use std::time::Duration;
+    use bulkhead_store::{Entry, Twin, WriteFault};
 
     use super::*;
 
@@ -224,6 +252,51 @@ mod tests {
             .put("/p/c/bulkhead/ledger/namespaces/a", r#"{"vni":10,"netId":10}"#);
         store.commit(txn).await.unwrap().done().unwrap();
         eventually(|| shared.read(|intent, _| intent.namespaces.len() == 1 && intent.epoch() == 1)).await;
+    }
+
+    #[tokio::test]
+    async fn a_write_that_etcd_did_not_take_is_tried_again() {
+        let twin = Twin::new();
+        let store = twin.store();
+        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
+        store.commit(Txn::new().put("/p/config", config)).await.unwrap().done().unwrap();
+        let faulty = twin.store();
+        let faults = faulty.faults().unwrap();
+        faults.fail_writes(WriteFault::Unreachable);
+        let (follower, shared) = follower(faulty);
+        tokio::spawn(follower.run());
+        eventually(|| shared.read(|intent, _| intent.revision > 0)).await;
+        // The watch goes on: no list will come by itself.
+        faults.fail_writes(WriteFault::None);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while store.get("/p/c/subnets/10.0.0.1").await.unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it never asked again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_somebody_deletes_stays_in_force() {
+        let twin = Twin::new();
+        let store = twin.store();
+        let (cluster, tenant) = ("/p/c/bulkhead/ledger/cluster", "/p/c/bulkhead/ledger/namespaces/a");
+        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
+        let entry = r#"{"vni":10,"netId":10}"#;
+        let txn = Txn::new().put("/p/config", config).put(cluster, CLUSTER).put(tenant, entry);
+        store.commit(txn).await.unwrap().done().unwrap();
+        let (follower, shared) = follower(twin.store());
+        tokio::spawn(follower.run());
+        eventually(|| shared.read(|intent, _| intent.namespaces.len() == 1)).await;
+        store.commit(Txn::new().delete(tenant).delete(cluster)).await.unwrap().done().unwrap();
+        eventually(|| shared.read(|_, connection| connection.held.is_some())).await;
+        shared.read(|intent, _| assert_eq!((intent.namespaces.len(), intent.epoch()), (1, 1)));
+        // Put back, it is followed again.
+        let txn = Txn::new().put(cluster, CLUSTER).put(tenant, r#"{"vni":10,"netId":0}"#);
+        store.commit(txn).await.unwrap().done().unwrap();
+        eventually(|| {
+            shared.read(|intent, c| c.held.is_none() && intent.namespaces.values().all(|t| t.net_id.is_global()))
+        })
+        .await;
     }
 
     #[test]

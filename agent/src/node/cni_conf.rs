@@ -46,11 +46,14 @@ pub fn write(folder: &Path, socket: &Path, spool: &Path) -> Result<bool, CniConf
 
 /// Removes the file, if it is there.
 pub fn remove(folder: &Path) -> Result<(), CniConfError> {
-    let path = folder.join(FILE);
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CniConfError { path, source }),
-        _ => Ok(()),
+    // The half-written one of an agent that was killed goes too.
+    for path in [folder.join(FILE), folder.join(format!(".{FILE}.new"))] {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(CniConfError { path, source }),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

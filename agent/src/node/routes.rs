@@ -107,3 +107,32 @@ impl Routes {
         Ok(netlink.batch(ops)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::kernel::fixture::{in_new_netns, wired_pod};
+
+    #[test]
+    fn thousands_of_nodes_are_routed_and_what_goes_is_removed() {
+        in_new_netns(|| {
+            let mut pod = wired_pod();
+            pod.host.apply(Op::address_add(pod.host_index, "10.0.0.1/8".parse().unwrap(), true)).unwrap();
+            let node_ip = Ipv4Addr::new(10, 0, 0, 1);
+            let routes = Routes { network: "10.77.0.0/16".parse().unwrap(), node_ip, overlay: pod.host_index };
+            let mut nodes: BTreeSet<IpAddr> = (0..5_000_u32).map(|n| Ipv4Addr::from(0x0a10_0000 + n).into()).collect();
+            let begin = Instant::now();
+            assert_eq!(routes.apply(&mut pod.host, &nodes).unwrap().len(), 3);
+            let made = begin.elapsed();
+            assert_eq!(routes.apply(&mut pod.host, &nodes).unwrap(), Vec::<String>::new());
+            println!("made in {made:?}, compared in {:?}", begin.elapsed() - made);
+            nodes.pop_first();
+            assert_eq!(routes.apply(&mut pod.host, &nodes).unwrap(), Vec::<String>::new());
+            assert_eq!(pod.host.routes(NODES_TABLE, Some(PROTOCOL)).unwrap().len(), 4_999);
+            Routes::remove(&mut pod.host).unwrap();
+            assert_eq!(pod.host.routes(NODES_TABLE, Some(PROTOCOL)).unwrap(), []);
+        });
+    }
+}
