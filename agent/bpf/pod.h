@@ -194,6 +194,7 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!state)
 		return TC_ACT_SHOT;
+	skb->tc_index = 0; /* a pod can set it on its own side */
 	if (skb->vlan_present) /* the tag is beside the frame: its protocol alone looks like an IPv4 packet's */
 		return drop(skb, &none, DROP_NOT_IP);
 	if (skb->protocol == bpf_htons(ETH_P_IP))

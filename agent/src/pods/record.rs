@@ -39,7 +39,9 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The database.
-    #[error("the records of pods cannot be {doing}: {source}; is another agent running with the same --run-dir?")]
+    #[error(
+        "the records of pods (pods.redb in --run-dir) cannot be {doing}: {source}; is another agent running there? If the file is damaged, remove it: running pods keep their network, and have to be deleted one day to be known again"
+    )]
     Database {
         /// opened, read, written.
         doing: &'static str,
@@ -118,6 +120,12 @@ impl Record {
     pub fn host_interface(&self) -> String {
         format!("bh{:08x}", u32::from(self.ip4()))
     }
+
+    /// The address of the pod whose host device has this name.
+    pub fn address_of(host_interface: &str) -> Option<Ipv4Addr> {
+        let digits = host_interface.strip_prefix("bh").filter(|digits| digits.len() == 8)?;
+        u32::from_str_radix(digits, 16).ok().map(Ipv4Addr::from)
+    }
 }
 
 fn v4_of(addresses: &[IpAddr]) -> Ipv4Addr {
@@ -143,6 +151,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Records {
     database: Database,
+    fresh: bool,
     inner: Mutex<Inner>,
 }
 
@@ -168,6 +177,7 @@ impl Records {
             fs::remove_file(&path).map_err(|source| RecordError::Io { path: path.clone(), source })?;
             database = Database::create(&path).map_err(failed("opened"))?;
         }
+        let fresh = Self::boot_of(&database)?.is_none();
         let mut inner = Inner { pool: Pool::new(host_bits, rest), by_id: BTreeMap::new(), index: FIRST_INDEX };
         let write = database.begin_write().map_err(failed("opened"))?;
         {
@@ -192,7 +202,7 @@ impl Records {
             }
         }
         write.commit().map_err(failed("written"))?;
-        Ok(Self { database, inner: Mutex::new(inner) })
+        Ok(Self { database, fresh, inner: Mutex::new(inner) })
     }
 
     fn boot_of(database: &Database) -> Result<Option<String>, RecordError> {
@@ -206,6 +216,23 @@ impl Records {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether there was no file: pods whose devices are there all the same have lost their records.
+    pub const fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Keeps the address and the indices of a device that no record names from being given out.
+    pub fn reserve(&self, host: u32, ifindex: u32) {
+        let mut inner = self.lock();
+        inner.pool.occupy(host);
+        inner.index = inner.index.max(ifindex & !1);
+    }
+
+    /// The address of a device that is gone now may be given out, after its rest.
+    pub fn unreserve(&self, host: u32) {
+        self.lock().pool.freed(host, since_boot());
     }
 
     /// One record.

@@ -25,8 +25,10 @@ pub(super) fn publish_all(live: &Live, prune: bool) -> Result<usize, crate::data
     }
     let mut endpoints = locked(&live.datapath.endpoints);
     let records = live.records.all();
-    let hosts: BTreeSet<u32> = records.iter().map(|record| record.host).collect();
-    let devices: BTreeSet<u32> = records.iter().map(|record| record.ifindex).chain([live.overlay()]).collect();
+    let strangers = locked(&live.strangers).clone();
+    let hosts = records.iter().map(|record| record.host).chain(strangers.values().copied()).collect();
+    let own = records.iter().map(|record| record.ifindex).chain([live.overlay()]);
+    let devices = own.chain(strangers.keys().copied()).collect();
     endpoints.set_port(live.overlay(), Port::Overlay)?;
     endpoints.prune(&hosts, &devices)
 }
@@ -68,11 +70,39 @@ pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>,
     Ok(done)
 }
 
+/// When the records are lost, nothing tells a running pod's device from one that an ADD left half-made: all of them stay,
+/// with their addresses, until their pods are deleted.
+pub(super) fn spare_strangers(live: &Live, host: &mut Netlink) -> Result<(), WireError> {
+    if !live.records.is_fresh() {
+        return Ok(());
+    }
+    for link in host.links()?.into_iter().filter(|link| link.group == GROUP) {
+        let place = Record::address_of(&link.name).and_then(|ip| live.networks.v4().locate(ip.into()));
+        if let Some((_, part)) = place.filter(|(block, _)| *block == live.geometry.local_block) {
+            live.records.reserve(part, link.index);
+            locked(&live.strangers).insert(link.index, part);
+        }
+    }
+    Ok(())
+}
+
+/// The strangers whose device is still there; the others are forgotten.
+fn still_there(live: &Live, links: &[Link]) -> Vec<u32> {
+    let mut strangers = locked(&live.strangers);
+    let gone: Vec<u32> =
+        strangers.keys().copied().filter(|index| links.iter().all(|link| link.index != *index)).collect();
+    for part in gone.iter().filter_map(|index| strangers.remove(index)) {
+        live.records.unreserve(part);
+    }
+    strangers.keys().copied().collect()
+}
+
 /// Removes pods' devices that no record names: of an ADD that a crash cut off before its answer. Returns which, in words.
 pub(super) fn remove_orphans(live: &Live, host: &mut Netlink) -> Result<Vec<String>, WireError> {
     // Listed before the books are read, so a device of an ADD that runs now is in the books already.
     let links = host.links()?;
-    let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
+    let strangers = still_there(live, &links);
+    let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).chain(strangers).collect();
     let orphans: Vec<&Link> = links.iter().filter(|link| link.group == GROUP && !known.contains(&link.index)).collect();
     for link in &orphans {
         host.apply(Op::link_delete(link.index).if_present())?;

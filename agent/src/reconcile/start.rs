@@ -127,6 +127,7 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let mut nodes = tenants::Nodes::of(&intent, &live.networks, &live.geometry);
     nodes.ask_routes(&mut host, mtu + overlay::HEADERS);
     locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses)?;
+    pods::spare_strangers(&live, &mut host)?;
     pods::publish_all(&live, true)?;
     firewall_if_needed(&live)?;
     routes_of(&live).apply(&mut host, &nodes.remote_addresses())?;

@@ -136,7 +136,9 @@ mod tests {
         Nodes::of(&intent, &cluster.networks, &geometry)
     }
 
-    fn owners(nodes: &Nodes) -> (Vec<(u32, String)>, Vec<(String, String)>) {
+    type Owners = (Vec<(u32, String)>, Vec<(String, String)>);
+
+    fn owners(nodes: &Nodes) -> Owners {
         let blocks = nodes.blocks.iter().map(|(block, peer)| (*block, peer.remote.to_string()));
         let addresses = nodes.addresses.iter().map(|(ip, peer)| (ip.to_string(), peer.remote.to_string()));
         (blocks.collect(), addresses.collect())
