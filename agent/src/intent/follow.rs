@@ -60,14 +60,11 @@ impl Follower {
         loop {
             let update = if asked {
                 watch.next().await
+            } else if let Ok(update) = tokio::time::timeout(ASK_AGAIN, watch.next()).await {
+                update
             } else {
-                match tokio::time::timeout(ASK_AGAIN, watch.next()).await {
-                    Ok(update) => update,
-                    Err(_) => {
-                        asked = self.ask_for_subnet(&keys).await;
-                        continue;
-                    }
-                }
+                asked = self.ask_for_subnet(&keys).await;
+                continue;
             };
             match update.ok_or(FollowError::Ended)? {
                 Update::Snapshot(snapshot) => {

@@ -108,15 +108,11 @@ table ip {TABLE} {{
         format!("bulkhead rules 3, pods {}, gateway {}, vxlan {}", self.network, self.gateway, self.vxlan_port)
     }
 
-    /// Whether the kernel's table is these rules, with every chain.
+    /// Whether the kernel's table is these rules: every chain with its policy, every rule by its place and its verdict.
     pub fn is_in_place(&self) -> Result<bool, FirewallError> {
         let listed = nft(&["list", "table", "ip", TABLE], "");
         Ok(listed.is_ok_and(|text| {
-            text.contains(&self.id())
-                && text.matches("notrack").count() == 3
-                && text.matches("snat to").count() == 2
-                && text.contains("masquerade")
-                && text.matches(" drop").count() == 4
+            text.contains(&self.id()) && !text.contains("flags dormant") && shape(&text) == shape(&self.rules())
         }))
     }
 
@@ -165,6 +161,25 @@ table ip {TABLE} {{
     }
 }
 
+/// Each chain's name, and the last word of each of its lines: of the first its policy, of a rule its verdict. nft rewrites
+/// what stands before that.
+fn shape(table: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut chains: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut inside = false;
+    for line in table.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chains.push((name.trim_end_matches([' ', '{']), Vec::new()));
+            inside = true;
+        } else if line == "}" {
+            inside = false;
+        } else if let (true, Some((_, words)), Some(last)) = (inside, chains.last_mut(), line.rsplit([' ', ':']).next())
+        {
+            words.push(last);
+        }
+    }
+    chains
+}
+
 fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {
     let mut child = Command::new("nft")
         .args(arguments)
@@ -181,5 +196,43 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         Err(FirewallError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fixture::in_new_netns;
+
+    #[test]
+    fn what_somebody_changes_in_the_rules_is_seen() {
+        in_new_netns(|| {
+            let firewall = Firewall {
+                network: "10.77.0.0/16".parse().unwrap(),
+                gateway: Ipv4Addr::new(10, 77, 1, 1),
+                vxlan_port: 4789,
+            };
+            firewall.apply().expect("this test needs nft and root");
+            let listed = nft(&["list", "table", "ip", TABLE], "").unwrap();
+            assert_eq!(shape(&listed), shape(&firewall.rules()));
+            let listed = nft(&["-a", "list", "table", "ip", TABLE], "").unwrap();
+            let masquerading = listed.lines().find(|line| line.contains("ip daddr != 10.77.0.0/16 accept")).unwrap();
+            let deleted = masquerading.rsplit(' ').next().unwrap();
+            for change in [
+                format!("delete rule ip bulkhead prerouting_raw handle {deleted}"),
+                "insert rule ip bulkhead input accept".into(),
+                "add rule ip bulkhead forward drop".into(),
+                "flush chain ip bulkhead postrouting_leaving".into(),
+                "chain ip bulkhead forward { policy drop; }".into(),
+                "add table ip bulkhead { flags dormant; }".into(),
+                "delete table ip bulkhead".into(),
+            ] {
+                nft(&["-f", "-"], &change).unwrap();
+                assert!(!firewall.is_in_place().unwrap(), "{change}");
+                firewall.apply().unwrap();
+                assert!(firewall.is_in_place().unwrap(), "after {change}");
+            }
+            assert!(!Firewall { vxlan_port: 4790, ..firewall }.is_in_place().unwrap());
+        });
     }
 }
