@@ -4,6 +4,8 @@
 //! |---|---|
 //! | main | the async runtime: follows etcd, waits for signals |
 //! | reconciler | from the intent to the kernel |
+//! | remover | deletes pods' devices, many at once |
+//! | cache | writes the last intent to disk |
 //! | server, call | the unix socket; one thread per call |
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -86,8 +88,10 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         if knew {
             wait_for_etcd(&reconciler.shared);
         }
-        reconcile::run(&reconciler, &cache, || server::drain_spool(&reconciler));
+        reconcile::run(&reconciler, || server::drain_spool(&reconciler));
     })?;
+    let kept = Arc::clone(&shared);
+    std::thread::Builder::new().name("cache".into()).spawn(move || cache.keep(&kept))?;
     runtime.block_on(async {
         tokio::select! {
             ended = follower.run() => ended.map_err(Into::into),

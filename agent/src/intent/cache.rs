@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use bulkhead_core::ledger::{ClusterEntry, NodeEntry};
@@ -10,7 +11,7 @@ use bulkhead_core::{ClusterName, Namespace, Tenant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Intent;
+use super::{Intent, Shared};
 
 /// Why the cache cannot be used.
 #[derive(Debug, Error)]
@@ -75,6 +76,23 @@ impl Cache {
             namespaces: stored.namespaces,
             unreadable: BTreeMap::new(),
         }))
+    }
+
+    /// Saves each new state, at most one a second, for as long as the process lives: on a thread of its own, so that a slow disk
+    /// keeps no change from the kernel.
+    pub fn keep(&self, shared: &Shared) {
+        let (mut seen, mut saved) = (0, None);
+        loop {
+            seen = shared.wait_past(seen, Instant::now() + Duration::from_mins(1));
+            let state = shared.read(|intent, _| (intent.cluster_id, intent.revision));
+            if saved != Some(state) && state.1 > 0 {
+                match self.save(&shared.read(|intent, _| intent.clone())) {
+                    Ok(()) => saved = Some(state),
+                    Err(error) => tracing::warn!("{error}"),
+                }
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
     }
 
     /// Saves by rename: a power cut leaves the old state or the new one.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_core::network::NodeSubnets;
 use bulkhead_core::record::{ConfigRecord, Record, SubnetRecord};
 use bulkhead_core::{ClusterConfig, ClusterName, Keys, NodeName};
 use bulkhead_store::{Change, Compare, Discontinuity, Snapshot, Store, StoreError, Txn, Update};
@@ -57,19 +58,22 @@ impl Follower {
         self.shared.update(|intent| intent.name = Some(name));
         let mut watch = self.store.watch(&prefix);
         let mut asked = true;
+        // What this node has, or had: after a restore of etcd from an older state it asks for the same again.
+        let mut own = None;
         loop {
+            own = self.shared.read(|intent, _| intent.nodes.get(&self.node_ip).map(|node| node.subnets)).or(own);
             let update = if asked {
                 watch.next().await
             } else if let Ok(update) = tokio::time::timeout(ASK_AGAIN, watch.next()).await {
                 update
             } else {
-                asked = self.ask_for_subnet(&keys).await;
+                asked = self.ask_for_subnet(&keys, own).await;
                 continue;
             };
             match update.ok_or(FollowError::Ended)? {
                 Update::Snapshot(snapshot) => {
                     self.take_snapshot(&prefix, &snapshot);
-                    asked = self.ask_for_subnet(&keys).await;
+                    asked = self.ask_for_subnet(&keys, own).await;
                 }
                 Update::Changes(changes) => {
                     self.heard();
@@ -88,6 +92,7 @@ impl Follower {
                         let listed = self.store.list(&prefix).await;
                         if let Ok(snapshot) = listed {
                             self.take_snapshot(&prefix, &snapshot);
+                            asked = self.ask_for_subnet(&keys, own).await;
                         }
                     } else {
                         self.shared.update(|intent| intent.apply(&prefix, &changes));
@@ -162,12 +167,14 @@ impl Follower {
     }
 
     /// Writes the record by which a machine asks for its subnet, if the ledger has none for it. False: to be tried again.
-    async fn ask_for_subnet(&self, keys: &Keys) -> bool {
+    async fn ask_for_subnet(&self, keys: &Keys, own: Option<NodeSubnets>) -> bool {
         if !self.register || self.shared.read(|intent, _| intent.nodes.contains_key(&self.node_ip)) {
             return true;
         }
         let key = keys.subnet(self.node_ip);
-        let record = SubnetRecord::asking(self.node.as_str(), self.node_ip);
+        let mut record = SubnetRecord::asking(self.node.as_str(), self.node_ip);
+        let named: Vec<String> = own.iter().flat_map(NodeSubnets::iter).map(|subnet| subnet.to_string()).collect();
+        record.subnet = named.join(",");
         let txn = Txn::new().when(Compare::absent(&key)).put(&key, record.to_json());
         match self.store.commit(txn).await {
             Ok(outcome) if outcome.done().is_some() => tracing::info!(key, "asked for a subnet"),
@@ -294,6 +301,33 @@ mod tests {
             shared.read(|intent, c| c.held.is_none() && intent.namespaces.values().all(|t| t.net_id.is_global()))
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn after_a_restore_a_node_asks_for_the_subnet_it_had() {
+        let twin = Twin::new();
+        let store = twin.store();
+        let (follower, shared) = follower(twin.store());
+        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
+        let txn = Txn::new().put("/p/config", config).put("/p/c/bulkhead/ledger/cluster", CLUSTER);
+        store.commit(txn).await.unwrap().done().unwrap();
+        let before = twin.checkpoint();
+        let entry = r#"{"host":"n1","addresses":["10.0.0.1"],"subnets":["10.77.5.0/24"]}"#;
+        store.commit(Txn::new().put("/p/c/bulkhead/ledger/nodes/10.0.0.1", entry)).await.unwrap().done().unwrap();
+        tokio::spawn(follower.run());
+        eventually(|| shared.read(|intent, _| intent.nodes.len() == 1)).await;
+        twin.restore(&before);
+        eventually(|| shared.read(|_, connection| connection.held.is_some())).await;
+        assert_eq!(shared.read(|intent, _| intent.nodes.len()), 1, "the last state stays");
+        let raised = CLUSTER.replace("\"epoch\":1", "\"epoch\":2");
+        store.commit(Txn::new().put("/p/c/bulkhead/ledger/cluster", raised)).await.unwrap().done().unwrap();
+        let record = loop {
+            if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
+                break SubnetRecord::parse(&value).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert_eq!((record.subnet.as_str(), record.assign), ("10.77.5.0/24", true));
     }
 
     #[test]

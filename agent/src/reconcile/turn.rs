@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::{Agent, apply_namespaces, pods, start, tenants};
 use crate::datapath::DropLog;
 use crate::datapath::abi::{Port, StateValue};
-use crate::intent::Cache;
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
 use crate::node::firewall::Firewall;
@@ -16,27 +15,21 @@ use crate::node::{cni_conf, underlay};
 const EVENTS: Duration = Duration::from_secs(1);
 
 /// Works until the process ends. `ready` is called once, when the node takes pods.
-pub fn run(agent: &Agent, cache: &Cache, ready: impl FnOnce()) {
+pub fn run(agent: &Agent, ready: impl FnOnce()) {
     take_up(agent);
     let Some(live) = agent.live.get() else { return };
     ready();
     let mut seen = 0;
-    let mut saved = 0;
     let mut applied = None;
     let mut resync = Instant::now() + agent.config.resync;
     loop {
         let generation = agent.shared.wait_past(seen, resync.min(Instant::now() + EVENTS));
         let due = Instant::now() >= resync;
         if generation > seen || due {
-            let revision = agent.shared.read(|intent, _| intent.revision);
             let problems = turn(agent, live, &mut applied, due);
             // What failed is tried again at the next turn, which a resync brings at the latest.
             *locked(&agent.problems) = problems;
             seen = generation;
-            if revision != saved {
-                saved = revision;
-                save(agent, cache);
-            }
         }
         if due {
             resync = Instant::now() + agent.config.resync;
@@ -89,13 +82,6 @@ fn announce(agent: &Agent) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn save(agent: &Agent, cache: &Cache) {
-    let intent = agent.shared.read(|intent, _| intent.clone());
-    if let Err(error) = cache.save(&intent) {
-        tracing::warn!("{error}");
-    }
 }
 
 /// One turn; returns what is wrong. `applied` is what the last one made of the nodes: unless that changed, only a resync
