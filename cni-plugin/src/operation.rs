@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_core::AttachmentId;
 use bulkhead_core::cni::{Code, Failure};
@@ -38,6 +38,12 @@ const fn patience(command: Command) -> Duration {
     })
 }
 
+/// Names this run among all runs on the machine.
+fn attempt() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_nanos())
+}
+
 /// Carries a call out; the answer is none where success has no words.
 pub fn carry_out(call: Call, config: Config) -> Result<Option<Value>, Failure> {
     let command = call.command();
@@ -63,6 +69,7 @@ pub fn carry_out(call: Call, config: Config) -> Result<Option<Value>, Failure> {
         netns: path,
         args,
         config: config.whole,
+        attempt: attempt(),
     });
     let frame = encode(&request).map_err(|error| Failure::new(Code::InvalidConfig, error.to_string(), ""))?;
     let netns = netns.as_ref().map(AsFd::as_fd);

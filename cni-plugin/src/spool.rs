@@ -63,6 +63,7 @@ mod tests {
             netns: String::new(),
             args: std::collections::BTreeMap::new(),
             config: json!({"cniVersion": "1.0.0"}),
+            attempt: String::new(),
         };
         (call.attachment().unwrap(), call)
     }

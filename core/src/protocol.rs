@@ -136,6 +136,10 @@ pub struct CniCall {
     pub args: BTreeMap<String, String>,
     /// The network config from stdin.
     pub config: Value,
+    /// Names this run of the plugin: an ADD that it asks again, because the agent died over it, is answered with what stands;
+    /// one that the runtime repeats is an error (CNI specification, section 2).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub attempt: String,
 }
 
 impl CniCall {

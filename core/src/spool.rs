@@ -95,6 +95,7 @@ mod tests {
             netns: String::new(),
             args: [("K8S_POD_NAME".to_owned(), "p".to_owned())].into(),
             config: json!({"cniVersion": "1.0.0"}),
+            attempt: String::new(),
         }
     }
 

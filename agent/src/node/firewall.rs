@@ -144,13 +144,17 @@ table ip {TABLE} {{
         chains
             .filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop")
             .filter(|chain| ["ip", "inet"].contains(&text(chain, "family").as_str()))
-            .map(|chain| {
-                let place = format!("{} {} {}", text(chain, "family"), text(chain, "table"), text(chain, "name"));
-                format!(
+            .filter_map(|chain| {
+                let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
+                let rules = nft(&["list", "chain", &family, &table, &name], "").unwrap_or_default();
+                // As nft shows the advised rule.
+                let passes = rules.lines().any(|rule| rule.contains("mark != 0x00000000/16") && rule.contains("accept"));
+                let place = format!("{family} {table} {name}");
+                (!passes).then(|| format!(
                     "the host's firewall drops forwarded packets by policy (chain {place}), which cuts services and pods' way \
-                     out of this node; let pods pass, for example: nft insert rule {place} meta mark and 0xffff0000 != 0 \
-                     accept, and nft insert rule {place} ct state established,related accept"
-                )
+                     out of this node; let pods pass: nft insert rule {place} meta mark and 0xffff0000 != 0 accept, and nft \
+                     insert rule {place} ct state established,related accept"
+                ))
             })
             .collect()
     }

@@ -100,6 +100,9 @@ pub struct Record {
     /// Its limits.
     #[serde(default)]
     pub limits: Limits,
+    /// Which run of the plugin asked for it.
+    #[serde(default)]
+    pub attempt: String,
     /// How far its ADD came.
     pub stage: Stage,
 }

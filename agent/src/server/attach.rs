@@ -92,8 +92,10 @@ pub(super) fn add(
         return Err(AttachError::HostNetns);
     }
     let vni = vni_of(agent, live, &namespace)?;
-    if let Some(held) = live.records.get(id) {
-        leave(live, &held, netns)?;
+    if let Some(held) = live.records.get(id)
+        && leave(live, &held, &call.attempt, netns)?
+    {
+        return Ok(described(live, &held));
     }
     let record = live.records.create(|host, ifindex| Record {
         id: id.clone(),
@@ -106,6 +108,7 @@ pub(super) fn add(
         ifindex,
         mtu: live.geometry.mtu,
         limits,
+        attempt: call.attempt.clone(),
         stage: Stage::Attaching,
     })?;
     match attach(live, &record, netns, &home) {
@@ -129,15 +132,20 @@ fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, Atta
     Ok(vni)
 }
 
-/// What an earlier ADD of the same attachment left: an answered one that still stands is an error, anything else goes.
-fn leave(live: &Live, held: &Record, netns: &Netns) -> Result<(), AttachError> {
+/// What an earlier ADD of the same attachment left. One that still stands is an error, or the answer (true) if the plugin asks
+/// again because an agent died before it could say so; anything else goes.
+fn leave(live: &Live, held: &Record, attempt: &str, netns: &Netns) -> Result<bool, AttachError> {
     let stands = held.stage == Stage::Attached
         && wire::differences(held, netns.as_fd(), live.own_addresses()).is_ok_and(|wrong| wrong.is_empty());
+    if stands && !attempt.is_empty() && held.attempt == attempt {
+        return Ok(true);
+    }
     if stands {
         return Err(WireError::InterfaceExists(held.id.interface().to_owned()).into());
     }
     live.remover.remove(held)?;
-    Ok(live.forget(held)?)
+    live.forget(held)?;
+    Ok(false)
 }
 
 fn attach(live: &Live, record: &Record, netns: &Netns, home: &Netns) -> Result<(), AttachError> {

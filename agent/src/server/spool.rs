@@ -103,6 +103,7 @@ mod tests {
             netns: String::new(),
             args: std::collections::BTreeMap::new(),
             config: serde_json::json!({}),
+            attempt: String::new(),
         };
         let id = call.attachment().unwrap();
         let path = folder.path().join(spool::file_name(&id));
