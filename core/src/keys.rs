@@ -5,6 +5,7 @@
 //! | `config` | the cluster's config | people |
 //! | `<Name>/subnets/<HostIP>` | a node's subnet: mailbox and mirror | people, agents that ask for a subnet, the leader |
 //! | `<Name>/netnamespaces/<ns>` | a namespace's `NetID` and action: mailbox and mirror | people, the CLI, the leader |
+//! | `<Name>/restore` | the wish that etcd's restore be dealt with: mailbox, gone once it is | people, the CLI, the leader |
 //! | `<Name>/bulkhead/ledger/cluster` | the cluster's networks, mode and epoch | the leader |
 //! | `<Name>/bulkhead/ledger/namespaces/<ns>` | VNI and `NetID` that agents obey | the leader |
 //! | `<Name>/bulkhead/ledger/nodes/<HostIP>` | subnets and addresses that agents obey | the leader |
@@ -89,6 +90,11 @@ impl Keys {
         format!("{}/netnamespaces/{namespace}", self.root)
     }
 
+    /// The mailbox of `bulkhead restore`.
+    pub fn restore(&self) -> String {
+        format!("{}/restore", self.root)
+    }
+
     /// All that agents obey: one prefix, so that one list and one watch see whole transactions.
     pub fn ledger(&self) -> String {
         format!("{}/bulkhead/ledger/", self.root)
@@ -153,6 +159,7 @@ mod tests {
         assert_eq!(keys.netnamespace(&namespace), "/k8s.ovs.com/ovs/network/k8ssdn/netnamespaces/helloworld1");
         assert!(keys.ledger_namespace(&namespace).starts_with(&keys.ledger()));
         assert!(!keys.election().starts_with(&keys.ledger()));
+        assert_eq!(keys.restore(), "/k8s.ovs.com/ovs/network/k8ssdn/restore");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::vni::{FIRST, SPACE, Vni};
 /// How many numbers there are to give out.
 pub const USABLE: u32 = SPACE - FIRST;
 
+/// How far the mark jumps at each rise of the epoch.
+pub const JUMP: u32 = 1 << 20;
+
 /// Every number is in use or rests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("every VNI from 10 to 16777215 is in use")]
@@ -59,12 +62,25 @@ impl Numbers {
         Err(Exhausted)
     }
 
+    /// Jumps once for each of these rises of the epoch.
+    pub fn rise(&mut self, rises: u64) {
+        let steps = u32::try_from(rises % u64::from(USABLE) * u64::from(JUMP) % u64::from(USABLE)).unwrap_or(JUMP);
+        if rises > 0 {
+            self.jump(steps);
+        }
+    }
+
     /// Says that nobody uses `number` any more.
     pub fn release(&mut self, number: u32) {
         // Behind the mark it has nearly the whole space before its next turn; ahead of it, that turn is skipped.
         if (FIRST..SPACE).contains(&number) && ahead(self.mark, number) < USABLE / 2 {
             self.resting.insert(number);
         }
+    }
+
+    /// The number given out last, or passed by: the next one is beyond it.
+    pub const fn mark(&self) -> u32 {
+        self.mark
     }
 
     /// Moves the mark ahead, past numbers that a lost ledger may have given out (design, section 2: etcd restored).
@@ -104,6 +120,21 @@ mod tests {
         numbers.jump(1 << 20);
         assert!((FIRST..SPACE).contains(&numbers.mark));
         assert_eq!(numbers.mark, FIRST + (1 << 20) - 1);
+    }
+
+    #[test]
+    fn each_rise_of_the_epoch_is_a_jump() {
+        let mut numbers = Numbers::default();
+        numbers.rise(0);
+        assert_eq!(numbers, Numbers::default());
+        let mut jumped = numbers.clone();
+        jumped.jump(JUMP);
+        numbers.rise(1);
+        assert_eq!(numbers, jumped);
+        numbers.rise(2);
+        assert!(numbers.mark() >= 3 * JUMP, "{}", numbers.mark());
+        numbers.rise(u64::MAX);
+        assert!((FIRST..SPACE).contains(&numbers.mark()));
     }
 
     proptest! {

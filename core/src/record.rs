@@ -1,4 +1,5 @@
-//! The three etcd records that people see, in K8S-OVS' exact JSON: config, subnets, netnamespaces.
+//! The etcd records that people see, in K8S-OVS' exact JSON: config, subnets, netnamespaces; and one of ours in its
+//! style, the wish for a restore.
 //!
 //! They are mailbox and mirror (design, section 2), never what agents obey. A record is read leniently enough to be
 //! written back: fields that we do not know survive, in their order, behind ours.
@@ -22,7 +23,7 @@ pub enum RecordError {
     TooLarge(usize),
 }
 
-/// What all three records can do.
+/// What all these records can do.
 pub trait Record: Serialize + DeserializeOwned {
     /// A record as a user would write it, for error messages.
     const EXAMPLE: &'static str;
@@ -151,6 +152,32 @@ impl NetNamespaceRecord {
     }
 }
 
+/// `<prefix>/<Name>/restore`: etcd was restored or replaced, the leader is to raise the epoch. It deletes the record then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RestoreRecord {
+    /// Who asked and why: free text.
+    #[serde(default)]
+    pub requested: String,
+    /// Why the leader cannot do it yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// Fields that we do not know.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Record for RestoreRecord {
+    const EXAMPLE: &'static str = r#"{"Requested":"etcd was restored from a snapshot"}"#;
+}
+
+impl RestoreRecord {
+    /// The record by which somebody asks.
+    pub fn asking(requested: &str) -> Self {
+        Self { requested: requested.to_owned(), error: String::new(), unknown: Map::new() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +189,8 @@ mod tests {
     #[test]
     fn k8s_ovs_records_round_trip_to_the_byte() {
         round_trip::<ConfigRecord>(ConfigRecord::EXAMPLE);
+        round_trip::<RestoreRecord>(RestoreRecord::EXAMPLE);
+        round_trip::<RestoreRecord>(r#"{"Requested":"","Error":"later","Ticket":7}"#);
         round_trip::<SubnetRecord>(
             r#"{"Host":"sdn-test1","HostIP":"10.0.0.197","Subnet":"172.11.0.0/22","Assign":false}"#,
         );
