@@ -103,8 +103,19 @@ impl Live {
 
     /// Writes a pod into the maps. After this returns its packets are judged as its own.
     pub fn publish(&self, record: &Record) -> Result<(), DatapathError> {
+        let endpoint = self.endpoint(record);
+        locked(&self.datapath.endpoints).publish(record.host, endpoint, record.limits.policer())
+    }
+
+    /// Whether the maps hold a pod as its record says.
+    pub fn is_published(&self, record: &Record) -> Result<bool, DatapathError> {
+        let endpoint = self.endpoint(record);
+        locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
+    }
+
+    fn endpoint(&self, record: &Record) -> EndpointValue {
         let namespace = locked(&self.datapath.namespaces).index(record.vni).unwrap_or(0);
-        let value = EndpointValue {
+        EndpointValue {
             ip4: record.ip4(),
             ip6: None,
             ifindex: record.ifindex,
@@ -113,8 +124,7 @@ impl Live {
             gateway_mac: GATEWAY_MAC,
             shaped: record.limits.ingress.is_some(),
             policed: record.limits.egress.is_some(),
-        };
-        locked(&self.datapath.endpoints).publish(record.host, value, record.limits.policer())
+        }
     }
 
     /// Removes a pod from the maps and its record from the books, as one step: its address cannot be given out while the

@@ -43,14 +43,10 @@ fn an_uninstall_leaves_nothing_on_the_node() -> Result<(), LabError> {
         let (done, said) = uninstall(node)?;
         promised(done, || format!("it failed: {said}"))?;
     }
-    let difference: String = before
-        .difference(&Holdings::of(node)?)
-        .lines()
-        // The lab keeps it.
-        .filter(|line| !line.ends_with("files: agent.log"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    promised(difference.is_empty(), || difference)?;
+    let difference = before.difference(&Holdings::of(node)?);
+    // The lab keeps it.
+    let difference: Vec<&str> = difference.lines().filter(|line| !line.ends_with("files: agent.log")).collect();
+    promised(difference.is_empty(), || difference.join("\n"))?;
     let tables = node.netns().exec("nft", &["list", "tables"], &[])?;
     promised(!tables.contains("bulkhead"), || tables)?;
     let qdiscs = node.netns().exec("tc", &["qdisc", "show", "dev", "eth0"], &[])?;

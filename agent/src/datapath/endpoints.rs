@@ -44,6 +44,24 @@ impl Endpoints {
         Ok(())
     }
 
+    /// Whether a pod is known as [`Endpoints::publish`] would make it.
+    pub fn holds(
+        &self,
+        host: u32,
+        endpoint: EndpointValue,
+        policer: Option<PolicerValue>,
+    ) -> Result<bool, DatapathError> {
+        let limit = policer.map_or([0; PolicerValue::SIZE], PolicerValue::to_bytes);
+        let port = match self.ports.get(&endpoint.ifindex, 0) {
+            Ok(port) => Some(port),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => return Err(map_error("ports", "read")(error)),
+        };
+        Ok(port == Some(Port::Pod as u32)
+            && self.policers.get(&host, 0).map_err(map_error("policers", "read"))?[8..] == limit[8..]
+            && self.pods.get(&host, 0).map_err(map_error("endpoints", "read"))? == endpoint.to_bytes())
+    }
+
     /// Forgets a pod: nothing is delivered to its address any more and nothing from its device counts as anybody's.
     pub fn withdraw(&mut self, host: u32, ifindex: u32) -> Result<(), DatapathError> {
         self.pods.set(host, [0; EndpointValue::SIZE], 0).map_err(map_error("endpoints", "cleared"))?;

@@ -103,6 +103,9 @@ fn check(live: &Live, call: &CniCall, id: &AttachmentId, netns: &Netns) -> Resul
     })?;
     let mut wrong =
         wire::differences(&record, netns.as_fd(), live.own_addresses()).map_err(|error| failed(error.to_string()))?;
+    if !live.is_published(&record).map_err(|error| failed(error.to_string()))? {
+        wrong.push("its entries in the datapath's maps are missing or changed; the next resync writes them".to_owned());
+    }
     let told = call.config.get("prevResult").and_then(|result| result.get("ips")).and_then(Value::as_array);
     let told: Vec<&str> = told.into_iter().flatten().filter_map(|ip| ip.get("address")?.as_str()).collect();
     for address in &record.addresses {
