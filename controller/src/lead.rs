@@ -13,6 +13,7 @@ use bulkhead_store::{Conflict, Fence, Leadership, Loss, Outcome, Store, StoreErr
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
+use crate::history::History;
 use crate::plan::{self, Note, Policy, Step};
 use crate::state::State;
 
@@ -84,6 +85,7 @@ pub async fn lead(
     policy: &Policy,
     leadership: &Leadership,
     tally: &Tally,
+    history: &mut History,
 ) -> Ended {
     let leader = Leader {
         store,
@@ -91,6 +93,7 @@ pub async fn lead(
         fence: leadership.fence(),
         policy,
         tally,
+        history,
         watch: store.watch(&format!("{prefix}/")),
         state: State::new(keys.clone()),
         listed: false,
@@ -111,6 +114,8 @@ struct Leader<'a> {
     fence: Fence,
     policy: &'a Policy,
     tally: &'a Tally,
+    /// Outlives the leadership and the watch: a restore of etcd may end both.
+    history: &'a mut History,
     watch: Watch,
     state: State,
     /// Whether the state is a whole one, kept up to date.
@@ -156,17 +161,22 @@ impl Leader<'_> {
 
     fn take(&mut self, update: Update) {
         match update {
-            Update::Snapshot(snapshot) => {
+            Update::Snapshot(mut snapshot) => {
+                self.history.listed(&mut snapshot, &self.state.keys().ledger_cluster());
                 debug!(revision = snapshot.revision, keys = snapshot.entries.len(), "listed");
                 self.state.replace(&snapshot);
                 self.listed = true;
             }
-            Update::Changes(changes) => self.state.apply(&changes),
+            Update::Changes(changes) => {
+                self.history.changed(&changes, &self.state.keys().ledger_cluster());
+                self.state.apply(&changes);
+            }
             Update::Unreachable { error, .. } => {
                 warn!(error = error.chain(), "etcd cannot be read, nothing is changed until it can");
                 self.listed = false;
             }
         }
+        self.state.owe(self.history.owed());
     }
 
     /// Takes what has come already, so that one plan sees all of it.
@@ -181,6 +191,8 @@ impl Leader<'_> {
         match self.store.commit(step.txn(&self.fence)).await {
             Ok(Outcome::Done { revision }) => {
                 self.state.committed(step.writes(), revision);
+                self.history.reached(revision, self.state.epoch());
+                self.state.owe(self.history.owed());
                 self.tally.count(&step);
                 step.notes().iter().for_each(Note::log);
                 Progress::Moved

@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod configure;
+pub mod history;
 pub mod lead;
 pub mod plan;
 pub mod run;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::configure;
+use crate::history::History;
 use crate::lead::{self, Tally};
 use crate::plan::Policy;
 
@@ -79,11 +80,14 @@ pub async fn run(
     // This name is served until the process ends: see the plan of the cluster's entry.
     let keys = Keys::new(&options.prefix, config.name())?;
     let election = keys.election();
+    let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
+    let mut history = History::default();
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {
         let leadership = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
+            () = history.follow(store, &everything, &ledger) => None,
             won = Candidate::campaign(store, &election, &options.identity, options.lease_ttl) => Some(won?),
         };
         let Some(leadership) = leadership else {
@@ -93,7 +97,7 @@ pub async fn run(
         let ended = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
-            ended = lead::lead(store, &options.prefix, &keys, &options.policy, &leadership, tally) => Some(ended),
+            ended = lead::lead(store, &options.prefix, &keys, &options.policy, &leadership, tally, &mut history) => Some(ended),
         };
         match ended {
             None | Some(lead::Ended::Closed) => {

@@ -16,7 +16,9 @@ use std::time::Duration;
 use bulkhead_controller::lead::Tally;
 use bulkhead_controller::plan::Policy;
 use bulkhead_controller::run::{Options, RunError, run};
-use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record};
+use bulkhead_core::ledger::{self, ClusterEntry};
+use bulkhead_core::number::JUMP;
+use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, RestoreRecord};
 use bulkhead_core::{Action, keys};
 use bulkhead_store::process::Cluster;
 use bulkhead_store::{Candidate, Store, Twin, Txn, WriteFault};
@@ -184,6 +186,110 @@ async fn records_of_k8s_ovs_are_taken_over_on_etcd() {
     let cluster = Cluster::start(1).unwrap();
     let people = People::new(connect(&cluster.endpoint(0)).await);
     records_of_k8s_ovs_are_taken_over(&people, connect(&cluster.endpoint(0)).await).await;
+}
+
+async fn epoch_rises(people: &People, epoch: u64) {
+    people
+        .until(&people.keys.ledger_cluster(), |value| {
+            value
+                .and_then(|value| ledger::parse::<ClusterEntry>(value).ok())
+                .is_some_and(|cluster| cluster.epoch == epoch)
+        })
+        .await;
+}
+
+async fn vni_of(people: &People, name: &str) -> u32 {
+    let key = people.keys.ledger_namespace(&ns(name));
+    people.until(&key, |value| value.is_some()).await;
+    let entry = people.store.get(&key).await.unwrap().unwrap();
+    ledger::parse::<bulkhead_core::Tenant>(&entry.value).unwrap().vni.get()
+}
+
+/// `bulkhead restore`, as whoever restored etcd types it.
+async fn a_restore_that_is_asked_for_is_done(people: &People, store: Store) {
+    let controller = Controller::start(store, "one", Some(config()));
+    people.creates("a").await;
+    people.until_net_id("a", 10).await;
+    people.write(&people.keys.restore(), &RestoreRecord::asking("by hand").to_json()).await;
+    people.until(&people.keys.restore(), |value| value.is_none()).await;
+    epoch_rises(people, 2).await;
+    people.creates("b").await;
+    assert!(vni_of(people, "b").await > 10 + JUMP);
+    people.until_net_id("a", 10).await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_restore_that_is_asked_for_is_done_in_memory() {
+    let twin = Twin::new();
+    a_restore_that_is_asked_for_is_done(&People::new(twin.store()), twin.store()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_is_asked_for_is_done_on_etcd() {
+    let cluster = Cluster::start(1).unwrap();
+    let people = People::new(connect(&cluster.endpoint(0)).await);
+    a_restore_that_is_asked_for_is_done(&people, connect(&cluster.endpoint(0)).await).await;
+}
+
+/// etcd goes back under two controllers, first under its own id, then under another: each time the epoch rises once,
+/// and a number that was given out after the snapshot is not given out again.
+#[tokio::test]
+async fn a_restored_etcd_is_noticed_by_whoever_leads_then() {
+    let twin = Twin::new();
+    let people = People::new(twin.store());
+    let one = Controller::start(twin.store(), "one", Some(config()));
+    people.until_leads("one").await;
+    people.creates("a").await;
+    people.until_net_id("a", 10).await;
+    let before = twin.checkpoint();
+    let two = Controller::start(twin.store(), "two", None);
+    people.creates("lost").await;
+    people.until_net_id("lost", 11).await;
+    twin.restore(&before);
+    epoch_rises(&people, 2).await;
+    people.creates("b").await;
+    let second = vni_of(&people, "b").await;
+    assert!(second > 11 + JUMP, "{second}");
+    // The snapshot knows nothing of that jump, nor of a leader that is there no more.
+    one.task.abort();
+    people.until_leads("two").await;
+    twin.restore(&before);
+    epoch_rises(&people, 3).await;
+    people.creates("c").await;
+    let third = vni_of(&people, "c").await;
+    assert!(third > second + JUMP / 2, "{second} {third}");
+    twin.set_cluster_id(7);
+    epoch_rises(&people, 4).await;
+    people.creates("d").await;
+    assert!(vni_of(&people, "d").await > third + JUMP / 2);
+    two.stop().await;
+}
+
+/// Who only looked on, or led before, does not repeat what another leader has done.
+#[tokio::test]
+async fn a_restore_is_dealt_with_once() {
+    let twin = Twin::new();
+    let people = People::new(twin.store());
+    let one = Controller::start(twin.store(), "one", Some(config()));
+    people.creates("a").await;
+    people.until_net_id("a", 10).await;
+    let two = Controller::start(twin.store(), "two", None);
+    within(async {
+        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    twin.set_cluster_id(9);
+    epoch_rises(&people, 2).await;
+    one.stop().await;
+    people.until_leads("two").await;
+    people.creates("b").await;
+    let vni = vni_of(&people, "b").await;
+    assert!(vni > JUMP && vni < 2 * JUMP, "{vni}");
+    epoch_rises(&people, 2).await;
+    two.stop().await;
 }
 
 /// A write whose answer is lost is neither lost nor done twice, whether it was applied or not.

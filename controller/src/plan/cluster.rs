@@ -59,7 +59,9 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
         let mut nodes = state.nodes.values().map(|held| held.value.as_ref());
         let fits = nodes.all(|node| node.is_ok_and(|node| networks.block_of(node.subnets).is_ok()));
         return if fits {
-            (Some(ClusterEntry { epoch: 1, networks, mode }), None)
+            // A ledger that is gone with its etcd is begun above the epoch that agents have seen.
+            let epoch = state.owed.unwrap_or(0).saturating_add(1);
+            (Some(ClusterEntry { epoch, networks, mode }), None)
         } else {
             (None, Some(NotFollowed::Foreign))
         };

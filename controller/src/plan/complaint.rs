@@ -1,6 +1,6 @@
 //! What is wrong and cannot be answered in a record: it is logged, once per revision of the key.
 
-use super::cluster;
+use super::{cluster, restore};
 use crate::state::{Mail, State};
 
 /// Something that a person should know of a key.
@@ -32,6 +32,11 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
             held.revision,
             format!("no namespace is born, moved or removed and no subnet is given out: {error}"),
         );
+    }
+    if let Some(held) = &state.restore
+        && let Some(reason) = restore::obstacle(state)
+    {
+        complain(keys.restore(), held.revision, format!("the restore waits: {reason}"));
     }
     for (namespace, held) in &state.ledger {
         if let Err(error) = &held.value {

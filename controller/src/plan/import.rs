@@ -15,7 +15,7 @@ use crate::source;
 use crate::state::State;
 
 /// The next transaction of the import; none while the ledger cannot be read.
-pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
+pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
     if state.ledger.len() != state.tenants.len() {
         return None;
     }
@@ -31,6 +31,8 @@ pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
         .collect();
     let mut tenants = state.tenants.clone();
     let mut numbers = Numbers::default();
+    // A ledger that was lost with its numbers may have given out those of each epoch before.
+    numbers.rise(epoch.saturating_sub(1));
     tenants.resume_import(&asked, &mut numbers);
 
     let keys = state.keys();

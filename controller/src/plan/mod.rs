@@ -12,6 +12,7 @@ mod moves;
 mod nodes;
 mod note;
 mod numbers;
+mod restore;
 mod step;
 
 #[cfg(test)]
@@ -20,6 +21,8 @@ mod node_races;
 mod node_tests;
 #[cfg(test)]
 mod races;
+#[cfg(test)]
+mod restore_tests;
 #[cfg(test)]
 mod scenes;
 #[cfg(test)]
@@ -45,13 +48,16 @@ pub struct Policy {
 
 /// The next transaction; none if everything is as it should be, or nothing can be done.
 pub fn next(state: &State, policy: &Policy) -> Option<Step> {
-    if let Some(step) = cluster::step(state) {
+    if let Some(step) = restore::step(state).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state)) {
         return Some(step);
     }
     // Without a readable ledger entry of the cluster nothing else can be right.
     let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
     if state.numbers.is_none() {
-        return import::step(state, policy);
+        return import::step(state, cluster.epoch, policy);
+    }
+    if state.owed.is_some() && restore::is_due(state) {
+        return None;
     }
     lifecycle::deaths(state)
         .or_else(|| lifecycle::births(state, policy))

@@ -14,6 +14,17 @@ use tracing::{debug, info, warn};
 pub enum Note {
     /// The cluster's ledger entry was written.
     Cluster(ClusterEntry),
+    /// The epoch rose and the numbers jumped.
+    EpochRaised {
+        /// The epoch that was found.
+        from: u64,
+        /// The epoch that holds now.
+        to: u64,
+        /// The last number that is passed by; none before the import.
+        mark: Option<u32>,
+        /// The words of whoever asked; none if nobody did.
+        requested: Option<String>,
+    },
     /// The import of records without a ledger is done.
     ImportDone(usize),
     /// A namespace has its numbers.
@@ -40,9 +51,9 @@ pub enum Note {
     },
     /// A record was answered with an error.
     Refused {
-        /// `namespace` or `node`.
+        /// `namespace`, `node` or `restore`.
         what: &'static str,
-        /// Its name.
+        /// Its name; empty for a restore.
         name: String,
         /// Why.
         reason: String,
@@ -103,6 +114,15 @@ impl Note {
                     "the cluster's config is in force"
                 );
             }
+            Self::EpochRaised { from, to, mark, requested } => {
+                warn!(
+                    epoch = to,
+                    was = from,
+                    mark,
+                    requested,
+                    "etcd was restored or replaced: the epoch is raised and the numbers given out last are passed by"
+                );
+            }
             Self::ImportDone(count) => info!(namespaces = count, "the records are in the ledger"),
             Self::Born(namespace, tenant) => {
                 info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace has its numbers");
@@ -120,6 +140,7 @@ impl Note {
                 warn!(left, "one write asks more namespaces to move than one transaction takes, they move in several");
             }
             Self::Refused { what: "node", name, reason } => warn!(node = name, reason, "refused"),
+            Self::Refused { what: "restore", reason, .. } => warn!(reason, "the restore waits"),
             Self::Refused { name, reason, .. } => warn!(namespace = name, reason, "refused"),
             Self::Mirrored { what, name } => debug!(what, name, "the record says what the ledger says"),
             Self::Restored { what: "node", name } => {

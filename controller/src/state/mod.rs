@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use bulkhead_core::ledger::{ClusterEntry, LedgerKey, NodeEntry, ReleasedEntry};
-use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
+use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, RestoreRecord, SubnetRecord};
 use bulkhead_core::{ClusterConfig, Keys, Namespace, Numbers, Tenant, Tenants};
 use bulkhead_store::{Change, Changes, Entry, Snapshot};
 use ipnetwork::IpNetwork;
@@ -44,6 +44,7 @@ enum Place {
     Config,
     Subnet(String),
     NetNamespace(Namespace),
+    Restore,
     BadNetNamespace(String),
     Cluster,
     Tenant(Namespace),
@@ -62,6 +63,10 @@ pub struct State {
     pub(crate) records: BTreeMap<Namespace, Held<Mail<NetNamespaceRecord>>>,
     /// By the last segment of the key, which should be an address.
     pub(crate) subnets: BTreeMap<String, Held<Mail<SubnetRecord>>>,
+    /// The wish that etcd's restore be dealt with.
+    pub(crate) restore: Option<Held<Mail<RestoreRecord>>>,
+    /// The epoch that the ledger's has to exceed, for etcd's history broke.
+    pub(crate) owed: Option<u64>,
     pub(crate) cluster: Option<Held<Readable<ClusterEntry>>>,
     pub(crate) ledger: BTreeMap<Namespace, Held<Readable<Tenant>>>,
     /// The readable part of `ledger`, indexed.
@@ -84,6 +89,8 @@ impl State {
             config: None,
             records: BTreeMap::new(),
             subnets: BTreeMap::new(),
+            restore: None,
+            owed: None,
             cluster: None,
             ledger: BTreeMap::new(),
             tenants: Tenants::default(),
@@ -110,13 +117,24 @@ impl State {
         &self.tenants
     }
 
-    /// Replaces everything.
+    /// The ledger's epoch, if it can be read.
+    pub fn epoch(&self) -> Option<u64> {
+        self.cluster.as_ref()?.value.as_ref().ok().map(|cluster| cluster.epoch)
+    }
+
+    /// Says which epoch the ledger's has to exceed before anything else happens.
+    pub const fn owe(&mut self, epoch: Option<u64>) {
+        self.owed = epoch;
+    }
+
+    /// Replaces everything but what is owed.
     pub fn replace(&mut self, snapshot: &Snapshot) {
         let mut fresh = Self::new(self.keys.clone());
         for entry in &snapshot.entries {
             fresh.put(entry);
         }
         fresh.revision = snapshot.revision;
+        fresh.owed = self.owed;
         // Histories of two clusters, or of one before and after a restore, cannot be compared.
         if snapshot.discontinuity.is_none() {
             let replaced = self
@@ -169,6 +187,9 @@ impl State {
         if let Some(segment) = relative.strip_prefix("subnets/") {
             return Place::Subnet(segment.to_owned());
         }
+        if relative == "restore" {
+            return Place::Restore;
+        }
         match relative.strip_prefix("bulkhead/") {
             Some("numbers") => Place::Numbers,
             Some(own) => {
@@ -193,6 +214,7 @@ impl State {
             Place::Config => self.config.as_ref().map(of),
             Place::Subnet(segment) => self.subnets.get(&segment).map(of),
             Place::NetNamespace(namespace) => self.records.get(&namespace).map(of),
+            Place::Restore => self.restore.as_ref().map(of),
             Place::Cluster => self.cluster.as_ref().map(of),
             Place::Tenant(namespace) => self.ledger.get(&namespace).map(of),
             Place::Node(address) => self.nodes.get(&address).map(of),
@@ -225,6 +247,7 @@ impl State {
                 let stranger = Stranger { revision: entry.mod_revision, problem };
                 self.strangers.insert(entry.key.clone(), stranger);
             }
+            Place::Restore => self.restore = Some(hold(entry, Mail::read(&entry.value))),
             Place::Cluster => self.cluster = Some(hold(entry, read(&entry.value))),
             Place::Tenant(namespace) => {
                 let tenant: Readable<Tenant> = read(&entry.value);
@@ -258,6 +281,7 @@ impl State {
                 }
             }
             Place::BadNetNamespace(_) => drop(self.strangers.remove(key)),
+            Place::Restore => self.restore = None,
             Place::Cluster => self.cluster = None,
             Place::Tenant(namespace) => {
                 self.tenants.remove(&namespace);

@@ -1,0 +1,129 @@
+//! What this process has seen of etcd's history, whether it led or waited: enough to notice a restore.
+//!
+//! Promises: a list that does not lead on from what was seen before makes the ledger's epoch owe a rise above the
+//! highest one seen, which is what agents wait for; any leader's rise settles that. A restored etcd that has passed the
+//! revision seen before under its old cluster id is not noticed: `bulkhead restore` is for that.
+
+use bulkhead_core::ledger::{self, ClusterEntry};
+use bulkhead_store::{Change, Changes, Entry, Snapshot, Store, Update};
+use tracing::warn;
+
+/// The memory of one controller's process.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// The cluster id and the highest revision of it.
+    seen: Option<(u64, i64)>,
+    /// The highest epoch of the ledger.
+    epoch: u64,
+    /// The epoch that the ledger's has to exceed.
+    owed: Option<u64>,
+}
+
+impl History {
+    /// The epoch that the ledger's has to exceed before anything else happens.
+    pub const fn owed(&self) -> Option<u64> {
+        self.owed
+    }
+
+    /// Takes a list in, and marks it if it is no successor of what was seen. `key` is the cluster's ledger entry.
+    pub fn listed(&mut self, snapshot: &mut Snapshot, key: &str) {
+        let ours = self.seen.and_then(|(cluster, revision)| snapshot.discontinuity_since(cluster, revision));
+        snapshot.discontinuity = snapshot.discontinuity.or(ours);
+        self.seen = Some((snapshot.cluster_id, snapshot.revision));
+        let found = snapshot.get(key).and_then(epoch);
+        if let Some(discontinuity) = snapshot.discontinuity {
+            let (seen, found) = (self.epoch, found.unwrap_or(0));
+            self.owed = Some(seen);
+            if found <= seen {
+                warn!(
+                    ?discontinuity,
+                    seen, found, "etcd was restored or replaced: the leader raises the epoch before anything else"
+                );
+            }
+        }
+        self.reached(snapshot.revision, found);
+    }
+
+    /// Takes a revision in.
+    pub fn changed(&mut self, changes: &Changes, key: &str) {
+        let entry = changes.changes.iter().find_map(|change| match change {
+            Change::Put(entry) if entry.key == key => Some(entry),
+            _ => None,
+        });
+        self.reached(changes.revision, entry.and_then(epoch));
+    }
+
+    /// Takes a revision and the epoch in that are known otherwise, for instance by an own transaction.
+    pub fn reached(&mut self, revision: i64, epoch: Option<u64>) {
+        if let Some((_, seen)) = &mut self.seen {
+            *seen = revision.max(*seen);
+        }
+        self.epoch = self.epoch.max(epoch.unwrap_or(0));
+        self.owed = self.owed.filter(|owed| *owed >= epoch.unwrap_or(0));
+    }
+
+    /// Looks on while another leads. Never ends but with the runtime.
+    pub async fn follow(&mut self, store: &Store, prefix: &str, key: &str) {
+        let mut watch = store.watch(prefix);
+        while let Some(update) = watch.next().await {
+            match update {
+                Update::Snapshot(mut snapshot) => self.listed(&mut snapshot, key),
+                Update::Changes(changes) => self.changed(&changes, key),
+                Update::Unreachable { .. } => {}
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+fn epoch(entry: &Entry) -> Option<u64> {
+    ledger::parse::<ClusterEntry>(&entry.value).ok().map(|cluster| cluster.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "/cluster";
+
+    fn entry(epoch: u64) -> Entry {
+        let value = format!(
+            r#"{{"epoch":{epoch},"network":["172.11.0.0/16"],"hostSubnetLength":10,"serviceNetwork":[],"mode":"multitenant"}}"#
+        );
+        Entry { key: KEY.into(), value: value.into(), create_revision: 1, mod_revision: 1 }
+    }
+
+    fn list(cluster_id: u64, revision: i64, epoch: u64) -> Snapshot {
+        Snapshot { cluster_id, revision, entries: vec![entry(epoch)], discontinuity: None }
+    }
+
+    #[test]
+    fn a_restore_owes_an_epoch_above_the_highest_seen_until_somebody_raises_it() {
+        let mut history = History::default();
+        for (cluster_id, revision) in [(1, 10), (1, 10), (1, 12)] {
+            history.listed(&mut list(cluster_id, revision, 3), KEY);
+            assert_eq!(history.owed(), None);
+        }
+        for (cluster_id, revision) in [(1, 11), (2, 40)] {
+            let mut restored = list(cluster_id, revision, 1);
+            history.listed(&mut restored, KEY);
+            assert!(restored.discontinuity.is_some());
+            assert_eq!(history.owed(), Some(3));
+        }
+        // Once for that break: a list that leads on owes nothing more, and does not forget either.
+        history.listed(&mut list(2, 41, 1), KEY);
+        assert_eq!(history.owed(), Some(3));
+        history.changed(&Changes { revision: 42, changes: vec![Change::Put(entry(3))] }, KEY);
+        assert_eq!(history.owed(), Some(3), "agents saw 3");
+        history.changed(&Changes { revision: 43, changes: vec![Change::Put(entry(4))] }, KEY);
+        assert_eq!(history.owed(), None);
+    }
+
+    #[test]
+    fn a_restore_that_another_leader_has_dealt_with_is_not_dealt_with_twice() {
+        let mut history = History::default();
+        history.listed(&mut list(1, 10, 1), KEY);
+        history.listed(&mut list(1, 9, 2), KEY);
+        assert_eq!(history.owed(), None);
+    }
+}

@@ -1,0 +1,88 @@
+//! After a restore of etcd: the epoch rises, the numbers jump, before anything else happens.
+//!
+//! Asked for by a record (`bulkhead restore`), or owed because this process saw etcd's history break. Either is one
+//! transaction; the record is gone with it, so it is done once. Numbers that are not there yet jump when the import
+//! makes them: by the epoch.
+
+use bulkhead_core::ledger::{ClusterEntry, to_json};
+use bulkhead_core::record::{Record, RestoreRecord};
+
+use super::note::Note;
+use super::step::Step;
+use crate::state::{Mail, State};
+
+const NO_LEDGER: &str = "there is no ledger yet: it waits until the cluster's config is in force";
+
+/// Whether the epoch has to rise.
+pub(super) fn is_due(state: &State) -> bool {
+    let epoch = state.cluster.as_ref().and_then(|held| held.value.as_ref().ok()).map_or(0, |cluster| cluster.epoch);
+    wish(state).is_some() || state.owed.is_some_and(|owed| owed >= epoch)
+}
+
+/// The record, if it is one.
+fn wish(state: &State) -> Option<&RestoreRecord> {
+    state.restore.as_ref().and_then(|held| held.value.record())
+}
+
+/// Why the record cannot be followed, or what is owed not be done.
+pub(super) fn obstacle(state: &State) -> Option<String> {
+    if let Some(Mail::Broken(broken)) = state.restore.as_ref().map(|held| &held.value) {
+        return Some(broken.problem.clone());
+    }
+    blocked(state)
+}
+
+/// Why the epoch cannot rise, whoever wants it.
+fn blocked(state: &State) -> Option<String> {
+    match (&state.cluster, &state.numbers) {
+        (None, _) => Some(NO_LEDGER.to_owned()),
+        (Some(held), _) if let Err(error) = &held.value => Some(error.clone()),
+        (_, Some(held)) if let Err(error) = &held.value => Some(error.clone()),
+        _ => None,
+    }
+}
+
+/// The transaction, if it is due and can be.
+pub(super) fn step(state: &State) -> Option<Step> {
+    if !is_due(state) || blocked(state).is_some() {
+        return None;
+    }
+    let held = state.cluster.as_ref()?;
+    let cluster = held.value.as_ref().ok()?;
+    let epoch = cluster.epoch.max(state.owed.unwrap_or(0)).checked_add(1)?;
+    let keys = state.keys();
+    let mut step = Step::default();
+    step.expect(keys.restore(), state.restore.as_ref().map_or(0, |held| held.revision));
+    step.expect(keys.ledger_cluster(), held.revision);
+    step.expect(keys.numbers(), state.numbers.as_ref().map_or(0, |held| held.revision));
+    step.put(keys.ledger_cluster(), to_json(&ClusterEntry { epoch, ..cluster.clone() }));
+    let mut mark = None;
+    if let Some(held) = &state.numbers {
+        let mut numbers = held.value.clone().ok()?;
+        numbers.rise(epoch - cluster.epoch);
+        mark = Some(numbers.mark());
+        step.put(keys.numbers(), to_json(&numbers));
+    }
+    // What is no record stays, for its answer.
+    let requested = wish(state).map(|record| record.requested.clone());
+    if requested.is_some() {
+        step.delete(keys.restore());
+    }
+    step.note(Note::EpochRaised { from: cluster.epoch, to: epoch, mark, requested });
+    Some(step)
+}
+
+/// Answers a record that nothing can be done for now, once.
+pub(super) fn refusal(state: &State) -> Option<Step> {
+    let (held, reason) = (state.restore.as_ref()?, obstacle(state)?);
+    let answer = match &held.value {
+        Mail::Record(record) if record.error == reason => None,
+        Mail::Record(record) => Some(RestoreRecord { error: reason.clone(), ..record.clone() }.to_json()),
+        Mail::Broken(broken) => broken.answered(&reason),
+    }?;
+    let mut step = Step::default();
+    step.expect(state.keys().restore(), held.revision);
+    step.put(state.keys().restore(), answer);
+    step.note(Note::Refused { what: "restore", name: String::new(), reason });
+    Some(step)
+}

@@ -1,0 +1,129 @@
+//! What the plan does after a restore of etcd, and why each of its compares is there.
+
+use bulkhead_core::Numbers;
+use bulkhead_core::ledger::parse;
+use bulkhead_core::number::JUMP;
+use bulkhead_core::record::{ConfigRecord, Record};
+use bulkhead_store::Txn;
+
+use super::complaints;
+use super::races::{only_the_compare_of, unseen};
+use super::scenes::Scene;
+
+const ASKED: &str = r#"{"Requested":"restored from a snapshot"}"#;
+
+async fn asked() -> Scene {
+    let mut scene = Scene::of(&["a"]).await;
+    scene.write(&scene.keys.restore(), ASKED).await;
+    scene
+}
+
+async fn epoch_and_mark(scene: &Scene) -> (u64, u32) {
+    let numbers: Numbers = parse(scene.text(&scene.keys.numbers()).await.as_bytes()).unwrap();
+    (scene.state.epoch().unwrap(), numbers.mark())
+}
+
+#[tokio::test]
+async fn a_restore_raises_the_epoch_and_passes_by_what_may_be_given_out() {
+    let mut scene = asked().await;
+    scene.record("late", "{}").await;
+    let step = scene.next().unwrap();
+    assert!(step.writes().keys().all(|key| !key.contains("late")), "before any birth: {step:?}");
+    assert!(scene.carry_out(&step).await);
+    scene.look().await;
+    let (epoch, mark) = epoch_and_mark(&scene).await;
+    assert!(epoch == 2 && mark >= 10 + JUMP, "{epoch} {mark}");
+    assert_eq!(scene.text(&scene.keys.restore()).await, "");
+    scene.settle().await;
+    assert_eq!(epoch_and_mark(&scene).await, (2, mark + 1), "once");
+    assert_eq!((scene.numbers("a"), scene.numbers("late")), (Some((10, 10)), Some((mark + 1, mark + 1))));
+}
+
+#[tokio::test]
+async fn a_broken_history_is_dealt_with_once_above_the_epoch_that_was_seen() {
+    let mut scene = Scene::of(&["a"]).await;
+    scene.state.owe(Some(3));
+    assert_eq!(scene.settle().await, 1);
+    let (epoch, mark) = epoch_and_mark(&scene).await;
+    assert!(epoch == 4 && mark >= 10 + 3 * JUMP, "{epoch} {mark}");
+}
+
+#[tokio::test]
+async fn an_etcd_without_a_ledger_begins_above_what_was_seen() {
+    let mut scene = Scene::empty().await;
+    scene.record("a", "{}").await;
+    scene.state.owe(Some(1));
+    scene.settle().await;
+    let (epoch, mark) = epoch_and_mark(&scene).await;
+    assert!(epoch == 2 && mark > JUMP, "{epoch} {mark}");
+    assert_eq!(scene.numbers("a"), Some((mark, mark)));
+}
+
+#[tokio::test]
+async fn without_a_ledger_it_waits_and_says_so() {
+    let mut scene = Scene::with_config("{").await;
+    scene.write(&scene.keys.restore(), ASKED).await;
+    assert_eq!(scene.settle().await, 1);
+    let answer = scene.text(&scene.keys.restore()).await;
+    assert!(answer.contains(r#""Requested":"restored"#) && answer.contains("no ledger yet"), "{answer}");
+    assert!(complaints(&scene.state).iter().any(|complaint| complaint.key == scene.keys.restore()));
+    scene.write(&scene.keys.config(), ConfigRecord::EXAMPLE).await;
+    scene.settle().await;
+    assert_eq!(scene.text(&scene.keys.restore()).await, "");
+    assert_eq!(scene.state.epoch(), Some(2));
+}
+
+#[tokio::test]
+async fn what_is_no_record_is_answered_and_holds_nothing_up() {
+    let mut scene = Scene::of(&["a"]).await;
+    scene.write(&scene.keys.restore(), r#"{"Requested":7}"#).await;
+    scene.record("b", "{}").await;
+    scene.settle().await;
+    assert!(scene.text(&scene.keys.restore()).await.contains("Error"));
+    assert_eq!((scene.state.epoch(), scene.numbers("b")), (Some(1), Some((11, 11))));
+    scene.state.owe(Some(1));
+    scene.settle().await;
+    assert_eq!(scene.state.epoch(), Some(2), "nor what is owed");
+}
+
+#[tokio::test]
+async fn numbers_that_cannot_be_read_hold_everything_up() {
+    let mut scene = asked().await;
+    scene.write(&scene.keys.numbers(), "{").await;
+    scene.state.owe(Some(1));
+    scene.record("b", "{}").await;
+    assert_eq!(scene.settle().await, 1);
+    assert!(scene.text(&scene.keys.restore()).await.contains("cannot be read"));
+    assert_eq!(scene.state.epoch(), Some(1));
+}
+
+#[tokio::test]
+async fn a_wish_taken_back_meanwhile_changes_nothing() {
+    let mut scene = asked().await;
+    let late = scene.next().unwrap();
+    let key = scene.keys.restore();
+    unseen(&scene, Txn::new().delete(key.as_str())).await;
+    only_the_compare_of(&mut scene, &key, &late).await;
+    assert_eq!(scene.state.epoch(), Some(2), "raised for nobody");
+}
+
+#[tokio::test]
+async fn a_restore_is_of_the_clusters_entry_that_was_read() {
+    let mut scene = asked().await;
+    let late = scene.next().unwrap();
+    let key = scene.keys.ledger_cluster();
+    let other = scene.text(&key).await.replace(r#""epoch":1"#, r#""epoch":7"#);
+    unseen(&scene, Txn::new().put(key.as_str(), other)).await;
+    only_the_compare_of(&mut scene, &key, &late).await;
+    assert_eq!(scene.state.epoch(), Some(2), "the epoch went back");
+}
+
+#[tokio::test]
+async fn a_restore_does_not_lose_the_numbers_given_out_meanwhile() {
+    let mut scene = asked().await;
+    let late = scene.next().unwrap();
+    let key = scene.keys.numbers();
+    unseen(&scene, Txn::new().put(key.as_str(), r#"{"mark":5000000}"#)).await;
+    only_the_compare_of(&mut scene, &key, &late).await;
+    assert!(epoch_and_mark(&scene).await.1 < 5_000_000, "the mark went back");
+}
