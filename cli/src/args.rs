@@ -64,6 +64,21 @@ pub enum Command {
     /// The cluster's configuration in etcd
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// After etcd was restored from a snapshot or replaced: let the agents believe it again
+    ///
+    /// An etcd that goes back in time has forgotten numbers that pods still carry, so agents keep their last state until
+    /// the ledger's epoch rises. The leading controller raises it by itself when it saw the break; where it was started
+    /// afterwards, or etcd had passed the old revision already, this tells it to. It raises the epoch and passes by the
+    /// next 1048576 VNIs, so that those given out after the snapshot are not given out again. Namespaces and nodes that
+    /// the snapshot has keep their numbers and subnets. On a healthy cluster it does no harm but use numbers up.
+    Restore {
+        /// Do not ask on a terminal
+        #[arg(short, long)]
+        yes: bool,
+        /// How to wait.
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Pods of this node, as its agent knows them
     #[command(subcommand)]
     Pod(PodVerb),

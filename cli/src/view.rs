@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::ops::Bound;
 
 use bulkhead_core::ledger::{self, ClusterEntry, NodeEntry};
-use bulkhead_core::record::{NetNamespaceRecord, Record, RecordError, SubnetRecord};
-use bulkhead_core::{Keys, Mode, Namespace, Tenant};
+use bulkhead_core::record::{NetNamespaceRecord, Record, RecordError, RestoreRecord, SubnetRecord};
+use bulkhead_core::{Keys, Mode, Namespace, Numbers, Tenant};
 use bulkhead_store::{Change, Changes, Entry};
 use serde::de::DeserializeOwned;
 
@@ -127,6 +127,16 @@ impl View {
     /// The cluster's ledger entry.
     pub fn cluster(&self) -> Option<ClusterEntry> {
         self.ledger(&self.keys.ledger_cluster())
+    }
+
+    /// The wish for a restore.
+    pub fn restore(&self) -> Mail<'_, RestoreRecord> {
+        self.mail(&self.keys.restore())
+    }
+
+    /// The allocator's state.
+    pub fn numbers(&self) -> Option<Numbers> {
+        self.ledger(&self.keys.numbers())
     }
 
     /// Whether there is one network for all.

@@ -40,6 +40,19 @@ pub async fn turn(store: &Store, keys: &Keys, numbers: &mut Numbers) -> bool {
     let Ok(snapshot) = store.list(&keys.root()).await else { return false };
     let entries: BTreeMap<&str, &Entry> = snapshot.entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
     let mut txn = Txn::new();
+    if let (Some(wish), Some(cluster)) =
+        (entries.get(keys.restore().as_str()), entries.get(keys.ledger_cluster().as_str()))
+    {
+        let mut entry: ClusterEntry = ledger::parse(&cluster.value).unwrap();
+        entry.epoch += 1;
+        numbers.rise(1);
+        let txn = txn
+            .when(Compare::unchanged(wish))
+            .delete(keys.restore())
+            .put(keys.ledger_cluster(), ledger::to_json(&entry))
+            .put(keys.numbers(), ledger::to_json(numbers));
+        return store.commit(txn).await.is_ok_and(|outcome| outcome.done().is_some());
+    }
     let mut tenants = Tenants::default();
     for (key, entry) in &entries {
         if let Some(name) = key.strip_prefix(&keys.ledger_namespaces()) {

@@ -12,5 +12,6 @@ mod leader;
 mod local;
 mod nodes;
 mod real;
+mod restore;
 mod tables;
 mod tenants;
