@@ -27,8 +27,6 @@ pub struct Live {
     /// Removes their devices.
     pub remover: Remover,
     overlay: AtomicU32,
-    /// Devices of pods whose records are lost, with the host part of their address.
-    pub strangers: Mutex<BTreeMap<u32, u32>>,
     busy: Mutex<BTreeMap<AttachmentId, Arc<Mutex<()>>>>,
 }
 
@@ -53,7 +51,6 @@ impl Live {
             datapath,
             records,
             remover,
-            strangers: Mutex::default(),
             busy: Mutex::new(BTreeMap::new()),
         }
     }

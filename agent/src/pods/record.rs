@@ -24,7 +24,9 @@ use crate::kernel::Mac;
 const ATTACHMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("attachments");
 /// Host part to the time of its release, milliseconds since boot.
 const FREED: TableDefinition<u32, u64> = TableDefinition::new("freed");
-/// `boot`: the boot that the file is of; `index`: the last device index given out.
+/// Device index to host part (0: an address of another subnet), of pods whose records were lost with an earlier file.
+const STRANGERS: TableDefinition<u32, u32> = TableDefinition::new("strangers");
+/// `boot`: the boot that the file is of; `index`: the last device index given out; `searched`: strangers were looked for.
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 
 /// Why the records cannot be read or written.
@@ -147,14 +149,24 @@ const LAST_INDEX: u32 = 0x3fff_fff0;
 struct Inner {
     pool: Pool,
     by_id: BTreeMap<AttachmentId, Record>,
+    strangers: BTreeMap<u32, u32>,
     index: u32,
+}
+
+impl Inner {
+    fn spare(&mut self, ifindex: u32, host: u32) {
+        if host != 0 {
+            self.pool.occupy(host);
+        }
+        self.index = self.index.max(ifindex & !1);
+        self.strangers.insert(ifindex, host);
+    }
 }
 
 /// All records, in memory and on disk.
 #[derive(Debug)]
 pub struct Records {
     database: Database,
-    fresh: bool,
     inner: Mutex<Inner>,
 }
 
@@ -180,8 +192,8 @@ impl Records {
             fs::remove_file(&path).map_err(|source| RecordError::Io { path: path.clone(), source })?;
             database = Database::create(&path).map_err(failed("opened"))?;
         }
-        let fresh = Self::boot_of(&database)?.is_none();
-        let mut inner = Inner { pool: Pool::new(host_bits, rest), by_id: BTreeMap::new(), index: FIRST_INDEX };
+        let pool = Pool::new(host_bits, rest);
+        let mut inner = Inner { pool, by_id: BTreeMap::new(), strangers: BTreeMap::new(), index: FIRST_INDEX };
         let write = database.begin_write().map_err(failed("opened"))?;
         {
             let mut meta = write.open_table(META).map_err(failed("opened"))?;
@@ -196,6 +208,11 @@ impl Records {
                 let (host, when) = entry.map_err(failed("read"))?;
                 inner.pool.freed(host.value(), Duration::from_millis(when.value()));
             }
+            let strangers = write.open_table(STRANGERS).map_err(failed("opened"))?;
+            for entry in strangers.iter().map_err(failed("read"))? {
+                let (ifindex, host) = entry.map_err(failed("read"))?;
+                inner.spare(ifindex.value(), host.value());
+            }
             let attachments = write.open_table(ATTACHMENTS).map_err(failed("opened"))?;
             for entry in attachments.iter().map_err(failed("read"))? {
                 let (id, json) = entry.map_err(failed("read"))?;
@@ -205,7 +222,7 @@ impl Records {
             }
         }
         write.commit().map_err(failed("written"))?;
-        Ok(Self { database, fresh, inner: Mutex::new(inner) })
+        Ok(Self { database, inner: Mutex::new(inner) })
     }
 
     fn boot_of(database: &Database) -> Result<Option<String>, RecordError> {
@@ -221,21 +238,60 @@ impl Records {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Whether there was no file: pods whose devices are there all the same have lost their records.
-    pub const fn is_fresh(&self) -> bool {
-        self.fresh
+    /// Whether the file was made anew and nobody has looked yet for pods whose records were lost with the old one.
+    pub fn is_fresh(&self) -> Result<bool, RecordError> {
+        let read = self.database.begin_read().map_err(failed("read"))?;
+        let meta = read.open_table(META).map_err(failed("read"))?;
+        Ok(meta.get("searched").map_err(failed("read"))?.is_none())
     }
 
-    /// Keeps the address and the indices of a device that no record names from being given out.
-    pub fn reserve(&self, host: u32, ifindex: u32) {
+    /// Devices of pods whose records are lost, with the host parts of their addresses (0: of another subnet).
+    pub fn strangers(&self) -> BTreeMap<u32, u32> {
+        self.lock().strangers.clone()
+    }
+
+    /// Keeps the addresses and indices of devices that no record names from being given out, in this process and the next
+    /// ones, until they are gone. The file is not fresh any more.
+    pub fn adopt_strangers(&self, found: &BTreeMap<u32, u32>) -> Result<(), RecordError> {
         let mut inner = self.lock();
-        inner.pool.occupy(host);
-        inner.index = inner.index.max(ifindex & !1);
+        let write = self.database.begin_write().map_err(failed("written"))?;
+        {
+            let mut meta = write.open_table(META).map_err(failed("written"))?;
+            meta.insert("searched", "yes").map_err(failed("written"))?;
+            let mut strangers = write.open_table(STRANGERS).map_err(failed("written"))?;
+            for (ifindex, host) in found {
+                strangers.insert(ifindex, host).map_err(failed("written"))?;
+            }
+        }
+        write.commit().map_err(failed("written"))?;
+        for (ifindex, host) in found {
+            inner.spare(*ifindex, *host);
+        }
+        Ok(())
     }
 
-    /// The address of a device that is gone now may be given out, after its rest.
-    pub fn unreserve(&self, host: u32) {
-        self.lock().pool.freed(host, since_boot());
+    /// The devices are gone: their addresses may be given out, after their rest.
+    pub fn forget_strangers(&self, gone: &[u32]) -> Result<(), RecordError> {
+        let mut inner = self.lock();
+        let (now, write) = (since_boot(), self.database.begin_write().map_err(failed("written"))?);
+        {
+            let mut strangers = write.open_table(STRANGERS).map_err(failed("written"))?;
+            let mut freed = write.open_table(FREED).map_err(failed("written"))?;
+            for ifindex in gone {
+                let host = strangers.remove(ifindex).map_err(failed("written"))?.map(|host| host.value());
+                if let Some(host) = host.filter(|host| *host != 0) {
+                    let when = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+                    freed.insert(host, when).map_err(failed("written"))?;
+                }
+            }
+        }
+        write.commit().map_err(failed("written"))?;
+        for host in gone.iter().filter_map(|ifindex| inner.strangers.remove(ifindex)).collect::<Vec<_>>() {
+            if host != 0 {
+                inner.pool.freed(host, now);
+            }
+        }
+        Ok(())
     }
 
     /// One record.
@@ -318,4 +374,37 @@ impl Records {
 
 fn parse(id: &str, json: &[u8]) -> Result<Record, RecordError> {
     serde_json::from_slice(json).map_err(|source| RecordError::Json { id: id.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_without_a_record_are_spared_by_every_agent_until_they_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Records::open(folder.path(), 3, Duration::from_mins(1)).unwrap();
+        let records = open();
+        assert!(records.is_fresh().unwrap());
+        drop(records);
+        // The first agent ended before it had looked.
+        let records = open();
+        assert!(records.is_fresh().unwrap());
+        let found = BTreeMap::from([(FIRST_INDEX + 4, 3), (FIRST_INDEX + 6, 0)]);
+        records.adopt_strangers(&found).unwrap();
+        drop(records);
+        let records = open();
+        assert!(!records.is_fresh().unwrap());
+        assert_eq!((records.strangers(), records.counts()), (found, (0, 4)));
+        let taken: Vec<u32> = {
+            let mut inner = records.lock();
+            assert_eq!(inner.index, FIRST_INDEX + 6);
+            (0..4).map(|_| inner.pool.take(Duration::ZERO).unwrap()).collect()
+        };
+        assert!(!taken.contains(&3), "{taken:?}");
+        records.forget_strangers(&[FIRST_INDEX + 4, FIRST_INDEX + 6]).unwrap();
+        drop(records);
+        let records = open();
+        assert_eq!((records.strangers().len(), records.counts()), (0, (0, 5)));
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::StartError;
 use crate::datapath::abi::Port;
 use crate::kernel::{Link, MAIN_TABLE, Netlink, Op, Route};
 use crate::live::{Live, locked};
@@ -25,7 +26,7 @@ pub(super) fn publish_all(live: &Live, prune: bool) -> Result<usize, crate::data
     }
     let mut endpoints = locked(&live.datapath.endpoints);
     let records = live.records.all();
-    let strangers = locked(&live.strangers).clone();
+    let strangers = live.records.strangers();
     let hosts = records.iter().map(|record| record.host).chain(strangers.values().copied()).collect();
     let own = records.iter().map(|record| record.ifindex).chain([live.overlay()]);
     let devices = own.chain(strangers.keys().copied()).collect();
@@ -72,29 +73,31 @@ pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>,
 
 /// When the records are lost, nothing tells a running pod's device from one that an ADD left half-made: all of them stay,
 /// with their addresses, until their pods are deleted.
-pub(super) fn spare_strangers(live: &Live, host: &mut Netlink) -> Result<(), WireError> {
-    if !live.records.is_fresh() {
+pub(super) fn spare_strangers(live: &Live, host: &mut Netlink) -> Result<(), StartError> {
+    if !live.records.is_fresh()? {
         return Ok(());
     }
-    for link in host.links()?.into_iter().filter(|link| link.group == GROUP) {
+    let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
+    let unknown = host.links()?.into_iter().filter(|link| link.group == GROUP && !known.contains(&link.index));
+    let found = unknown.map(|link| {
         let place = Record::address_of(&link.name).and_then(|ip| live.networks.v4().locate(ip.into()));
-        if let Some((_, part)) = place.filter(|(block, _)| *block == live.geometry.local_block) {
-            live.records.reserve(part, link.index);
-            locked(&live.strangers).insert(link.index, part);
-        }
-    }
-    Ok(())
+        // One of another subnet keeps its device, too; its address is none that could be given out.
+        (link.index, place.filter(|(block, _)| *block == live.geometry.local_block).map_or(0, |(_, part)| part))
+    });
+    Ok(live.records.adopt_strangers(&found.collect())?)
 }
 
 /// The strangers whose device is still there; the others are forgotten.
 fn still_there(live: &Live, links: &[Link]) -> Vec<u32> {
-    let mut strangers = locked(&live.strangers);
-    let gone: Vec<u32> =
-        strangers.keys().copied().filter(|index| links.iter().all(|link| link.index != *index)).collect();
-    for part in gone.iter().filter_map(|index| strangers.remove(index)) {
-        live.records.unreserve(part);
+    let strangers = live.records.strangers();
+    let (there, gone): (Vec<u32>, Vec<u32>) =
+        strangers.into_keys().partition(|index| links.iter().any(|link| link.index == *index));
+    if !gone.is_empty()
+        && let Err(error) = live.records.forget_strangers(&gone)
+    {
+        tracing::warn!(%error, "addresses of pods that are gone stay reserved; the next resync tries again");
     }
-    strangers.keys().copied().collect()
+    there
 }
 
 /// Removes pods' devices that no record names: of an ADD that a crash cut off before its answer. Returns which, in words.

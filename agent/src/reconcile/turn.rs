@@ -181,7 +181,7 @@ fn standing(agent: &Agent, live: &Live) -> Vec<String> {
         moved.map(|record| format!("{}/{} ({})", record.namespace, record.pod, record.ip4())).collect();
     agent.shared.read(|intent, connection| {
         let mut problems: Vec<String> = connection.problem.iter().chain(&connection.held).cloned().collect();
-        let lost = locked(&live.strangers).len();
+        let lost = live.records.strangers().len();
         if lost > 0 {
             problems.push(format!(
                 "the records of {lost} pods are lost (was the --run-dir emptied?): they keep their network; delete them to have \
