@@ -72,7 +72,7 @@ impl History {
                 Update::Unreachable { .. } => {}
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
