@@ -90,8 +90,9 @@ impl Cache {
                     Ok(()) => saved = Some(state),
                     Err(error) => tracing::warn!("{error}"),
                 }
+                // Behind a save only: the first state is written at once.
+                std::thread::sleep(Duration::from_secs(1));
             }
-            std::thread::sleep(Duration::from_secs(1));
         }
     }
 
