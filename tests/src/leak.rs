@@ -33,6 +33,8 @@ impl Holdings {
         list(node.dir(), node.dir(), &mut files);
         let maps = files.iter().filter(|file| file.starts_with("bpf/"));
         all.insert("map entries", maps.filter_map(|file| entries(node, file)).collect());
+        // The agent writes its state down at its own pace: one file, and for a moment the one that replaces it.
+        files.retain(|file| !file.starts_with("state/intent."));
         all.insert("files", files);
         Ok(Self(all))
     }
