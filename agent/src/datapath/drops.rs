@@ -62,23 +62,19 @@ impl DropCounters {
     }
 }
 
-/// Writes drop events into the log.
-#[derive(Debug, Default)]
-pub struct DropLog;
-
-impl DropLog {
-    /// One event as one line.
-    pub fn write(event: &DropEvent) {
-        let reason = REASONS.iter().find(|reason| reason.number == event.reason);
+impl DropEvent {
+    /// Writes the event into the log, as one line.
+    pub fn log(&self) {
+        let reason = REASONS.iter().find(|reason| reason.number == self.reason);
         tracing::info!(
             reason = reason.map_or("unknown", |reason| reason.counter),
             meaning = reason.map_or("", |reason| reason.meaning),
-            ifindex = event.ifindex,
-            source = %format_args!("{}:{}", event.source.0, event.source.1),
-            destination = %format_args!("{}:{}", event.destination.0, event.destination.1),
-            protocol = event.protocol,
-            source_vni = event.source_vni,
-            destination_vni = event.destination_vni,
+            ifindex = self.ifindex,
+            source = %format_args!("{}:{}", self.source.0, self.source.1),
+            destination = %format_args!("{}:{}", self.destination.0, self.destination.1),
+            protocol = self.protocol,
+            source_vni = self.source_vni,
+            destination_vni = self.destination_vni,
             "packet dropped"
         );
     }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use aya::maps::MapError;
 use thiserror::Error;
 
-pub use drops::{DropLog, REASONS, Reason};
+pub use drops::{REASONS, Reason};
 pub use endpoints::Endpoints;
 pub use load::{Datapath, Geometry, Programs};
 pub use namespaces::{Namespaces, Network};

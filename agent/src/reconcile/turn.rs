@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::{Agent, apply_namespaces, pods, start, tenants};
-use crate::datapath::DropLog;
 use crate::datapath::abi::{Port, StateValue};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
 use crate::node::firewall::Firewall;
 use crate::node::overlay::{self, Overlay};
 use crate::node::{cni_conf, underlay};
+use crate::server;
 
 /// The longest time without a look at drop events.
 const EVENTS: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub fn run(agent: &Agent, ready: impl FnOnce()) {
             resync = Instant::now() + agent.config.resync;
         }
         for event in live.datapath.drops.take_events(100) {
-            DropLog::write(&event);
+            event.log();
         }
     }
 }
@@ -73,7 +73,7 @@ fn take_up(agent: &Agent) {
 fn announce(agent: &Agent) -> Result<(), String> {
     let config = &agent.config;
     let Some(folder) = &config.cni_conf_dir else { return Ok(()) };
-    match cni_conf::write(folder, &config.run_dir.join("agent.sock"), &config.run_dir.join("spool")) {
+    match cni_conf::write(folder, &server::socket_path(&config.run_dir), &server::spool_path(&config.run_dir)) {
         Ok(true) => tracing::info!(folder = %folder.display(), "the CNI config is in place"),
         Ok(false) => {}
         Err(error) => {

@@ -55,6 +55,11 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("agent.sock")
 }
 
+/// Where DELs wait that no agent took.
+pub fn spool_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("spool")
+}
+
 fn bind(path: &Path) -> Result<UnixListener, ServerError> {
     let failed = |source| ServerError::Bind { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {

@@ -13,7 +13,7 @@ use crate::live::Live;
 use crate::reconcile::Agent;
 
 fn folder(agent: &Agent) -> std::path::PathBuf {
-    agent.config.run_dir.join("spool")
+    super::spool_path(&agent.config.run_dir)
 }
 
 /// All of them, when the node has come up.
