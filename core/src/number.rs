@@ -31,11 +31,14 @@ pub struct Numbers {
     /// Numbers ahead of the mark that were released and are skipped once.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     resting: BTreeSet<u32>,
+    /// Whether records that are in no ledger are being read as an import: set while the ledger is built anew from them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    importing: bool,
 }
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { mark: FIRST - 1, resting: BTreeSet::new() }
+        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false }
     }
 }
 
@@ -78,6 +81,17 @@ impl Numbers {
         }
     }
 
+    /// Whether an import goes on that began when there were numbers already.
+    pub const fn is_importing(&self) -> bool {
+        self.importing
+    }
+
+    /// The same numbers, at the beginning or behind the end of such an import.
+    #[must_use]
+    pub fn with_import(self, importing: bool) -> Self {
+        Self { importing, ..self }
+    }
+
     /// The number given out last, or passed by: the next one is beyond it.
     pub const fn mark(&self) -> u32 {
         self.mark
@@ -116,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_jump_wraps() {
-        let mut numbers = Numbers { mark: SPACE - 2, resting: BTreeSet::new() };
+        let mut numbers = Numbers { mark: SPACE - 2, resting: BTreeSet::new(), importing: false };
         numbers.jump(1 << 20);
         assert!((FIRST..SPACE).contains(&numbers.mark));
         assert_eq!(numbers.mark, FIRST + (1 << 20) - 1);
@@ -141,7 +155,7 @@ mod tests {
         /// Against a naive model: a queue of all numbers in order of their last release.
         #[test]
         fn a_released_number_is_not_given_again_soon(start in FIRST - 1..SPACE, steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
-            let mut numbers = Numbers { mark: start, resting: BTreeSet::new() };
+            let mut numbers = Numbers { mark: start, resting: BTreeSet::new(), importing: false };
             let (mut used, mut released) = (BTreeSet::new(), BTreeSet::new());
             for (give, index) in steps {
                 if give || used.is_empty() {

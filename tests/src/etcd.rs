@@ -1,5 +1,6 @@
 //! Real etcd members in the lab's infra namespace, one address each.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::error::LabError;
+use crate::error::{LabError, Tried};
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::wait;
@@ -62,12 +63,7 @@ impl Etcd {
         let name = format!("etcd{index}");
         let at = |address: Ipv4Addr, port: u16| format!("http://{address}:{port}");
         let address = self.addresses[index];
-        let cluster: Vec<String> = self
-            .addresses
-            .iter()
-            .enumerate()
-            .map(|(other, address)| format!("etcd{other}={}", at(*address, PEER_PORT)))
-            .collect();
+        let cluster = self.initial_cluster();
         let mut command = Command::new("etcd");
         command
             .args(["--name", &name, "--unsafe-no-fsync", "--logger", "zap", "--log-level", "warn"])
@@ -78,7 +74,7 @@ impl Etcd {
             .args(["--advertise-client-urls", &at(address, CLIENT_PORT)])
             .args(["--listen-peer-urls", &at(address, PEER_PORT)])
             .args(["--initial-advertise-peer-urls", &at(address, PEER_PORT)])
-            .args(["--initial-cluster", &cluster.join(",")]);
+            .args(["--initial-cluster", &cluster]);
         let log = self.dir.join(format!("{name}.log"));
         self.members[index] = Some(Process::start(&self.netns, &name, command, &log)?);
         Ok(())
@@ -105,6 +101,35 @@ impl Etcd {
     /// Kills one member.
     pub fn stop_member(&mut self, index: usize) -> Result<(), LabError> {
         self.members[index].take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Saves a snapshot, as an administrator does before an upgrade.
+    pub fn save_snapshot(&self, file: &Path) -> Result<(), LabError> {
+        self.ctl(&["snapshot", "save", &file.display().to_string()]).map(drop)
+    }
+
+    /// Kills every member and starts them on what the snapshot holds: what was written since is lost.
+    pub fn restore_snapshot(&mut self, file: &Path) -> Result<(), LabError> {
+        self.stop_all()?;
+        let cluster = self.initial_cluster();
+        for (index, address) in self.addresses.iter().enumerate() {
+            let name = format!("etcd{index}");
+            let (data, peer) = (self.dir.join(&name), format!("http://{address}:{PEER_PORT}"));
+            fs::remove_dir_all(&data).tried(|| format!("remove {}", data.display()))?;
+            let (file, data) = (file.display().to_string(), data.display().to_string());
+            let words =
+                ["ETCDCTL_API=3", "etcdctl", "snapshot", "restore", &file, "--name", &name, "--data-dir", &data];
+            let more = ["--initial-cluster", &cluster, "--initial-advertise-peer-urls", &peer];
+            self.netns.exec("env", &[&words[..], &more[..]].concat(), &[])?;
+        }
+        self.start_all()
+    }
+
+    fn initial_cluster(&self) -> String {
+        let members = self.addresses.iter().enumerate();
+        let members: Vec<String> =
+            members.map(|(index, address)| format!("etcd{index}=http://{address}:{PEER_PORT}")).collect();
+        members.join(",")
     }
 
     /// A member's process, to freeze it.

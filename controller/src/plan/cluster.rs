@@ -98,6 +98,13 @@ pub(super) fn step(state: &State) -> Option<Step> {
     step.expect(state.keys().config(), state.config.as_ref().map_or(0, |held| held.revision));
     step.expect(state.keys().ledger_cluster(), current.map_or(0, |held| held.revision));
     step.put(state.keys().ledger_cluster(), to_json(&entry));
+    // Numbers without a ledger: it was deleted while nobody led. What the records say is all that is left of it.
+    if let (None, true, Some(held)) = (current, state.ledger.is_empty(), &state.numbers)
+        && let Ok(numbers) = &held.value
+    {
+        step.expect(state.keys().numbers(), held.revision);
+        step.put(state.keys().numbers(), to_json(&numbers.clone().with_import(true)));
+    }
     step.note(Note::Cluster(entry));
     Some(step)
 }

@@ -1,7 +1,8 @@
 //! The first look at a cluster: K8S-OVS records that have no ledger.
 //!
-//! The numbers' key is absent until the import is done; it is written by the last of its transactions. So a leader that
-//! takes over in the middle goes on with it, and nothing else is planned before.
+//! The numbers' key is absent until the import is done, or says that one goes on (a ledger was deleted while nobody led,
+//! and its numbers were not); the last of its transactions writes it. So a leader that takes over in the middle goes on
+//! with it, and nothing else is planned before.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,11 @@ use super::note::Note;
 use super::step::Step;
 use crate::source;
 use crate::state::State;
+
+/// Whether an import is to begin, or goes on.
+pub(super) fn is_due(state: &State) -> bool {
+    state.numbers.as_ref().is_none_or(|held| held.value.as_ref().is_ok_and(Numbers::is_importing))
+}
 
 /// The next transaction of the import; none while the ledger cannot be read.
 pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
@@ -30,9 +36,13 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
         })
         .collect();
     let mut tenants = state.tenants.clone();
-    let mut numbers = Numbers::default();
-    // A ledger that was lost with its numbers may have given out those of each epoch before.
-    numbers.rise(epoch.saturating_sub(1));
+    let known = state.numbers.as_ref().map(|held| (held.value.clone().unwrap_or_default(), held.revision));
+    let (mut numbers, revision) = known.unwrap_or_else(|| {
+        let mut numbers = Numbers::default();
+        // A ledger that was lost with its numbers may have given out those of each epoch before.
+        numbers.rise(epoch.saturating_sub(1));
+        (numbers, 0)
+    });
     tenants.resume_import(&asked, &mut numbers);
 
     let keys = state.keys();
@@ -42,7 +52,7 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
         let mut item = Step::default();
         item.expect(keys.netnamespace(namespace), state.records.get(namespace).map_or(0, |held| held.revision));
         item.expect(keys.ledger_namespace(namespace), 0);
-        item.expect(keys.numbers(), 0);
+        item.expect(keys.numbers(), revision);
         item.put(keys.ledger_namespace(namespace), to_json(tenant));
         item.note(Note::Born(namespace.clone(), tenant.clone()));
         if !step.absorb(&item) {
@@ -50,8 +60,8 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
         }
     }
     let mut end = Step::default();
-    end.expect(keys.numbers(), 0);
-    end.put(keys.numbers(), to_json(&numbers));
+    end.expect(keys.numbers(), revision);
+    end.put(keys.numbers(), to_json(&numbers.with_import(false)));
     end.note(Note::ImportDone(tenants.len()));
     step.absorb(&end);
     Some(step)

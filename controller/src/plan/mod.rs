@@ -7,6 +7,7 @@ mod cluster;
 mod complaint;
 mod import;
 mod lifecycle;
+mod lost;
 mod mirror;
 mod moves;
 mod nodes;
@@ -15,6 +16,8 @@ mod numbers;
 mod restore;
 mod step;
 
+#[cfg(test)]
+mod lost_tests;
 #[cfg(test)]
 mod node_races;
 #[cfg(test)]
@@ -48,12 +51,15 @@ pub struct Policy {
 
 /// The next transaction; none if everything is as it should be, or nothing can be done.
 pub fn next(state: &State, policy: &Policy) -> Option<Step> {
+    if let Some(step) = lost::step(state) {
+        return Some(step);
+    }
     if let Some(step) = restore::step(state).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state)) {
         return Some(step);
     }
     // Without a readable ledger entry of the cluster nothing else can be right.
     let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
-    if state.numbers.is_none() {
+    if import::is_due(state) {
         return import::step(state, cluster.epoch, policy);
     }
     if state.owed.is_some() && restore::is_due(state) {

@@ -72,6 +72,11 @@ pub enum Note {
         /// Its name.
         name: String,
     },
+    /// A ledger entry that somebody deleted is there again.
+    PutBack {
+        /// Its key.
+        key: String,
+    },
     /// A node has its subnet.
     Admitted {
         /// Its name.
@@ -148,6 +153,9 @@ impl Note {
             }
             Self::Restored { name, .. } => {
                 warn!(namespace = name, "the record differed from the ledger and was restored: use an action");
+            }
+            Self::PutBack { key } => {
+                warn!(key, "somebody deleted this ledger entry; it is put back: only the controller may write there");
             }
             Self::Admitted { host, address, subnets, adopted } => {
                 info!(node = %host, %address, subnets = list(*subnets), adopted, "node has its subnet");

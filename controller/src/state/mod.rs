@@ -3,6 +3,7 @@
 //! Assumes that updates come in the order of a [`Watch`](bulkhead_store::Watch). Promises that what it holds of a key
 //! is never older than what it was told before, except after a snapshot, which replaces everything. Does no I/O.
 
+mod lost;
 mod mail;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use bulkhead_core::{ClusterConfig, Keys, Namespace, Numbers, Tenant, Tenants};
 use bulkhead_store::{Change, Changes, Entry, Snapshot};
 use ipnetwork::IpNetwork;
 
+pub(crate) use lost::Lost;
 pub use mail::{Broken, Mail};
 
 /// A parsed value with the revisions of its key.
@@ -78,6 +80,8 @@ pub struct State {
     pub(crate) strangers: BTreeMap<String, Stranger>,
     /// Namespaces whose record was deleted, even if there is a new one already.
     pub(crate) departed: BTreeSet<Namespace>,
+    /// What others deleted from the ledger.
+    pub(crate) lost: Lost,
 }
 
 impl State {
@@ -99,6 +103,7 @@ impl State {
             released: BTreeMap::new(),
             strangers: BTreeMap::new(),
             departed: BTreeSet::new(),
+            lost: Lost::default(),
         }
     }
 
@@ -143,6 +148,8 @@ impl State {
                 .filter(|(namespace, old)| fresh.records.get(*namespace).is_none_or(|new| new.created > old.created));
             let departed = replaced.map(|(namespace, _)| namespace).chain(&self.departed);
             fresh.departed = departed.filter(|namespace| fresh.ledger.contains_key(*namespace)).cloned().collect();
+            let before = std::mem::replace(self, Self::new(self.keys.clone()));
+            fresh.lose_what_is_missing(before);
         }
         *self = fresh;
     }
@@ -152,9 +159,16 @@ impl State {
         for change in &changes.changes {
             match change {
                 Change::Put(entry) => self.put(entry),
-                Change::Delete { key } => self.delete(key, changes.revision),
+                Change::Delete { key } => {
+                    // Our own deletions were applied when they were committed: nothing is held of their keys.
+                    if self.held(key).is_some_and(|(_, held)| held <= changes.revision) {
+                        self.lose(key);
+                    }
+                    self.delete(key, changes.revision);
+                }
             }
         }
+        self.forget_what_is_settled();
         self.revision = self.revision.max(changes.revision);
     }
 
@@ -173,6 +187,18 @@ impl State {
                     });
                 }
             }
+        }
+        self.forget_what_is_settled();
+    }
+
+    /// Remembers what of the ledger somebody else is about to delete.
+    fn lose(&mut self, key: &str) {
+        match self.place(key) {
+            Place::Tenant(namespace) => self.lose_tenant(&namespace),
+            Place::Node(address) => self.lose_node(address),
+            Place::Numbers => self.lose_numbers(),
+            Place::Cluster => self.lose_cluster(),
+            _ => {}
         }
     }
 
