@@ -40,6 +40,7 @@ impl Controller {
             lease_ttl: Duration::from_secs(2),
             policy: Policy { global_at_birth: [ns("kube-system")].into() },
             config,
+            state_dir: None,
         };
         let (stop, stopping) = watch::channel(false);
         let tally = Arc::new(Tally::default());

@@ -81,6 +81,11 @@ impl Numbers {
         }
     }
 
+    /// Moves the mark to `number` if it is behind it: numbers up to there may have been given out.
+    pub fn pass(&mut self, number: u32) {
+        self.mark = self.mark.max(number.min(SPACE - 1));
+    }
+
     /// Whether an import goes on that began when there were numbers already.
     pub const fn is_importing(&self) -> bool {
         self.importing

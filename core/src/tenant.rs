@@ -3,7 +3,7 @@
 //! Pure decisions over the whole table. The caller carries a decision out as one fenced transaction and then tells the
 //! table; nothing here changes by being asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -235,15 +235,16 @@ impl Tenants {
         numbers: &mut Numbers,
     ) -> (Self, BTreeMap<Namespace, BirthError>) {
         let mut tenants = Self::default();
-        let refused = tenants.resume_import(records, numbers);
+        let refused = tenants.resume_import(records, &BTreeSet::new(), numbers);
         (tenants, refused)
     }
 
     /// Goes on with an import of which the ledger holds a part: `records` are those without a ledger entry. Whoever has
-    /// one keeps it.
+    /// one keeps it. `reserved` are numbers that are given to nobody: of records that are still to be mended.
     pub fn resume_import(
         &mut self,
         records: &BTreeMap<Namespace, Option<i64>>,
+        reserved: &BTreeSet<u32>,
         numbers: &mut Numbers,
     ) -> BTreeMap<Namespace, BirthError> {
         let mut refused = BTreeMap::new();
@@ -254,7 +255,8 @@ impl Tenants {
                 Err(error) => drop(refused.insert(namespace.clone(), error)),
             }
         }
-        let taken: std::collections::BTreeSet<u32> = wanted.values().flatten().map(|id| id.get()).collect();
+        let taken: BTreeSet<u32> =
+            wanted.values().flatten().map(|id| id.get()).chain(reserved.iter().copied()).collect();
         for (namespace, net_id) in wanted {
             // A number that only names somebody on the wire is nobody's network yet.
             if let Some(foreign) =
@@ -283,8 +285,6 @@ impl Tenants {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -375,12 +375,12 @@ mod tests {
                 tenants.insert(namespace.clone(), tenant.clone());
             }
             let rest = records.iter().skip(done).map(|(n, id)| (n.clone(), *id)).collect();
-            assert!(tenants.resume_import(&rest, &mut Numbers::default()).is_empty());
+            assert!(tenants.resume_import(&rest, &BTreeSet::new(), &mut Numbers::default()).is_empty());
             assert_eq!(tenants, whole, "cut off after {done}");
         }
         let mut tenants = whole;
         let late = [(name("f"), Some(11))].into();
-        let refused = tenants.resume_import(&late, &mut Numbers::default());
+        let refused = tenants.resume_import(&late, &BTreeSet::new(), &mut Numbers::default());
         assert!(matches!(refused[&name("f")], BirthError::Taken(_)), "11 is b's VNI and nobody's network");
     }
 
