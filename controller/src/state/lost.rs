@@ -61,9 +61,13 @@ impl State {
     pub(super) fn lose_what_is_missing(&mut self, mut before: Self) {
         let tenants: Vec<_> =
             before.ledger.keys().filter(|namespace| !self.ledger.contains_key(*namespace)).cloned().collect();
-        tenants.iter().for_each(|namespace| before.lose_tenant(namespace));
+        for namespace in &tenants {
+            before.lose_tenant(namespace);
+        }
         let nodes: Vec<_> = before.nodes.keys().filter(|address| !self.nodes.contains_key(*address)).copied().collect();
-        nodes.into_iter().for_each(|address| before.lose_node(address));
+        for address in nodes {
+            before.lose_node(address);
+        }
         if self.numbers.is_none() {
             before.lose_numbers();
         }
