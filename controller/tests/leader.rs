@@ -210,7 +210,7 @@ async fn a_restore_that_is_asked_for_is_done(people: &People, store: Store) {
     let controller = Controller::start(store, "one", Some(config()));
     people.creates("a").await;
     people.until_net_id("a", 10).await;
-    people.write(&people.keys.restore(), &RestoreRecord::asking("by hand").to_json()).await;
+    people.write(&people.keys.restore(), &RestoreRecord::asking("by hand", None).to_json()).await;
     people.until(&people.keys.restore(), |value| value.is_none()).await;
     epoch_rises(people, 2).await;
     people.creates("b").await;
