@@ -48,6 +48,35 @@ async fn a_broken_history_is_dealt_with_once_above_the_epoch_that_was_seen() {
     assert!(epoch == 4 && mark >= 10 + 3 * JUMP, "{epoch} {mark}");
 }
 
+/// Agents saw epoch 3, etcd went back to 1, and the controllers were started afterwards.
+#[tokio::test]
+async fn a_restore_rises_above_the_epoch_that_it_names() {
+    for (above, epoch) in [(3, 4), (1, 2), (0, 2)] {
+        let mut scene = Scene::of(&["a"]).await;
+        scene.write(&scene.keys.restore(), &format!(r#"{{"Requested":"","Above":{above}}}"#)).await;
+        assert_eq!(scene.settle().await, 1);
+        let (risen, mark) = epoch_and_mark(&scene).await;
+        assert!(risen == epoch && mark >= 10 + (u32::try_from(epoch).unwrap() - 1) * JUMP, "{above}: {risen} {mark}");
+        assert_eq!(scene.text(&scene.keys.restore()).await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_restore_above_what_no_agent_can_have_seen_is_answered_and_holds_nothing_up() {
+    for above in ["4294967296", "18446744073709551615", "-1", "\"3\""] {
+        let mut scene = Scene::of(&["a"]).await;
+        scene.write(&scene.keys.restore(), &format!(r#"{{"Requested":"","Above":{above}}}"#)).await;
+        scene.record("b", "{}").await;
+        scene.settle().await;
+        assert!(scene.text(&scene.keys.restore()).await.contains("Error"), "{above}");
+        assert_eq!((scene.state.epoch(), scene.numbers("b")), (Some(1), Some((11, 11))), "{above}");
+        scene.state.owe(Some(1), 1);
+        scene.settle().await;
+        assert_eq!(scene.state.epoch(), Some(2), "nor what is owed");
+        assert!(scene.text(&scene.keys.restore()).await.contains("Error"), "{above}");
+    }
+}
+
 #[tokio::test]
 async fn an_etcd_without_a_ledger_begins_above_what_was_seen() {
     let mut scene = Scene::empty().await;

@@ -24,7 +24,8 @@ pub(crate) use watch::EtcdWatch;
 
 /// HTTP/2 pings: a frozen member is noticed within twice this time, also while nothing is asked.
 const PING: Duration = Duration::from_secs(2);
-/// Above what one page of a list or one response of a watch may hold (etcd's own limit per request is 1.5 MiB).
+/// The largest answer that is read: above what one response of a watch may hold (etcd's own limit per request is
+/// 1.5 MiB), and above a page of a list unless it has very large values.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// A client of a real etcd; clones share their connections.
