@@ -173,14 +173,15 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     Ok(())
 }
 
-/// What is wrong with the intent itself, though all of it was applied.
+/// What is wrong with the intent itself, though all of it was applied. How the agent stands with etcd changes without a turn:
+/// whoever shows problems adds it.
 fn standing(agent: &Agent, live: &Live) -> Vec<String> {
     let records = live.records.all();
     let moved = records.iter().filter(|record| !live.addresses(record.host).contains(&record.ip4().into()));
     let moved: Vec<String> =
         moved.map(|record| format!("{}/{} ({})", record.namespace, record.pod, record.ip4())).collect();
-    agent.shared.read(|intent, connection| {
-        let mut problems: Vec<String> = connection.problem.iter().chain(&connection.held).cloned().collect();
+    agent.shared.read(|intent, _| {
+        let mut problems = Vec::new();
         let lost = live.records.strangers().len();
         if lost > 0 {
             problems.push(format!(
