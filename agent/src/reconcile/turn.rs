@@ -196,6 +196,11 @@ fn standing(agent: &Agent, live: &Live) -> Vec<String> {
         problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
         let own = std::net::IpAddr::V4(agent.config.node_ip);
         match (&intent.cluster, intent.nodes.get(&own)) {
+            (Some(_), Some(node)) if node.host != agent.config.node => problems.push(format!(
+                "the ledger gives this node's address {own} to the node {}: two machines with one address? `bulkhead node remove {own}`, \
+                 then restart the agent whose address it is",
+                node.host
+            )),
             (Some(cluster), Some(node)) => {
                 if cluster.networks.block_of(node.subnets) != Ok(live.geometry.local_block)
                     || cluster.networks.pools().next() != live.networks.pools().next()
