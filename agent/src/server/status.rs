@@ -65,7 +65,7 @@ pub(super) fn agent(agent: &Agent) -> AgentStatus {
         if let Some(node) = intent.nodes.get(&std::net::IpAddr::V4(agent.config.node_ip)) {
             status.subnets = node.subnets.iter().map(|subnet| subnet.to_string()).collect();
         }
-        for problem in connection.problem.iter().chain(&connection.held) {
+        for problem in connection.problems() {
             if !status.problems.contains(problem) {
                 status.problems.push(problem.clone());
             }

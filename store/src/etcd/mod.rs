@@ -181,7 +181,7 @@ impl Etcd {
             if worst.is_none() || !matches!(failure, Failure::NotSent(_)) {
                 worst = Some((failure, at));
             }
-            let pause = if attempt % count == 0 { backoff.next() } else { Duration::ZERO };
+            let pause = if attempt % count == 0 { backoff.pause() } else { Duration::ZERO };
             if Instant::now() + pause >= deadline {
                 break;
             }
