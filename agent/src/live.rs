@@ -100,28 +100,25 @@ impl Live {
 
     /// Writes a pod into the maps. After this returns its packets are judged as its own.
     pub fn publish(&self, record: &Record) -> Result<(), DatapathError> {
-        let endpoint = self.endpoint(record);
+        // Held over both: the index must not become another namespace's in between.
+        let namespaces = locked(&self.datapath.namespaces);
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
         locked(&self.datapath.endpoints).publish(record.host, endpoint, record.limits.policer())
+    }
+
+    /// Writes a pod anew under `namespace`, an index that the caller, who holds the indices' lock, found. One that a DEL has
+    /// taken out of the books meanwhile stays out of the maps.
+    pub fn republish(&self, record: &Record, namespace: u32) -> Result<(), DatapathError> {
+        let mut endpoints = locked(&self.datapath.endpoints);
+        let Some(held) = self.records.get(&record.id) else { return Ok(()) };
+        endpoints.publish(held.host, endpoint(&held, namespace), held.limits.policer())
     }
 
     /// Whether the maps hold a pod as its record says.
     pub fn is_published(&self, record: &Record) -> Result<bool, DatapathError> {
-        let endpoint = self.endpoint(record);
+        let namespaces = locked(&self.datapath.namespaces);
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
         locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
-    }
-
-    fn endpoint(&self, record: &Record) -> EndpointValue {
-        let namespace = locked(&self.datapath.namespaces).index(record.vni).unwrap_or(0);
-        EndpointValue {
-            ip4: record.ip4(),
-            ip6: None,
-            ifindex: record.ifindex,
-            namespace,
-            mac: record.mac(),
-            gateway_mac: GATEWAY_MAC,
-            shaped: record.limits.ingress.is_some(),
-            policed: record.limits.egress.is_some(),
-        }
     }
 
     /// Removes a pod from the maps and its record from the books, as one step: its address cannot be given out while the
@@ -131,6 +128,19 @@ impl Live {
         endpoints.withdraw(record.host, record.ifindex)?;
         self.records.remove(&record.id)?;
         Ok(())
+    }
+}
+
+fn endpoint(record: &Record, namespace: u32) -> EndpointValue {
+    EndpointValue {
+        ip4: record.ip4(),
+        ip6: None,
+        ifindex: record.ifindex,
+        namespace,
+        mac: record.mac(),
+        gateway_mac: GATEWAY_MAC,
+        shaped: record.limits.ingress.is_some(),
+        policed: record.limits.egress.is_some(),
     }
 }
 

@@ -18,7 +18,7 @@ use thiserror::Error;
 pub use drops::{REASONS, Reason};
 pub use endpoints::Endpoints;
 pub use load::{Datapath, Geometry, Programs};
-pub use namespaces::{Namespaces, Network};
+pub use namespaces::{Namespaces, Network, ORPHANS};
 pub use peers::Peers;
 
 /// Why the datapath cannot be loaded or changed.

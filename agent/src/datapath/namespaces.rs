@@ -8,12 +8,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData};
+use bulkhead_core::Namespace;
 
 use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceValue};
 use super::{DatapathError, map_error};
 
 /// How long a freed index is not given to another VNI: far longer than any packet stays in a node's stack.
 const REST: Duration = Duration::from_mins(5);
+
+/// The VNI of pods whose own has become another namespace's: reserved, so that no node takes it for a namespace's.
+pub const ORPHANS: u32 = 1;
 
 /// The network of a VNI, as the programs judge it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub struct Namespaces {
     bank: u32,
     /// VNIs that the intent no longer has: out of every network by the next bank, forgotten by [`Namespaces::settle`].
     leaving: Vec<u32>,
+    /// Whose each VNI is.
+    owners: BTreeMap<u32, Namespace>,
 }
 
 impl Namespaces {
@@ -62,6 +68,7 @@ impl Namespaces {
             next: NS_FIRST,
             bank,
             leaving: Vec::new(),
+            owners: BTreeMap::new(),
         };
         for entry in &adopted.by_vni {
             let (vni, index) = entry.map_err(map_error("vnis", "read"))?;
@@ -95,6 +102,23 @@ impl Namespaces {
         self.indices.get(&vni).copied()
     }
 
+    /// The index under which a pod of `namespace` acts that got `vni` at its birth. One whose VNI is another namespace's now
+    /// (the ledger was lost and made anew) is nobody's: it reaches `NetID` 0 only, and its VNI is [`ORPHANS`].
+    pub fn index_of(&self, namespace: &Namespace, vni: u32) -> u32 {
+        let own = self.owners.get(&vni).is_none_or(|owner| owner == namespace);
+        self.index(if own { vni } else { ORPHANS }).unwrap_or(NS_UNKNOWN)
+    }
+
+    /// Whether `vni` has an index and is known as `namespace`'s.
+    pub fn is_known(&self, namespace: &Namespace, vni: u32) -> bool {
+        self.index(vni).is_some() && self.owners.get(&vni) == Some(namespace)
+    }
+
+    /// Says whose each VNI is from now on.
+    pub fn set_owners(&mut self, owners: BTreeMap<u32, Namespace>) {
+        self.owners = owners;
+    }
+
     /// The VNIs that have an index, the nodes' own aside.
     pub fn vnis(&self) -> impl Iterator<Item = u32> + '_ {
         self.indices.keys().copied().filter(|vni| *vni != 0)
@@ -119,7 +143,8 @@ impl Namespaces {
 
     /// Writes the whole of `intent` (VNI to network) into the idle bank and returns the bank to switch to, or none if
     /// nothing changed. `unknown` is what a VNI outside the intent counts as. New VNIs get their index here, with the
-    /// network in both banks, before anything can carry it. VNIs of `keep` hold their index though the intent lacks them.
+    /// network in both banks, before anything can carry it. VNIs of `keep` hold their index though the intent lacks them, and
+    /// count as `unknown`.
     pub fn prepare(
         &mut self,
         intent: &BTreeMap<u32, Network>,
@@ -135,7 +160,7 @@ impl Namespaces {
         self.publish(0, NS_NODE)?;
         let kept: Vec<u32> =
             self.leaving.iter().chain(keep.iter()).copied().filter(|vni| !intent.contains_key(vni)).collect();
-        for (vni, network) in intent.iter().map(|(v, n)| (*v, *n)).chain(kept.into_iter().map(|v| (v, Network::None))) {
+        for (vni, network) in intent.iter().map(|(v, n)| (*v, *n)).chain(kept.into_iter().map(|v| (v, unknown))) {
             if let Some(index) = self.index(vni) {
                 switch |= self.put(index, vni, network, idle)?;
             } else {

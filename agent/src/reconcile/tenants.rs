@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use bulkhead_core::Mode;
 use bulkhead_core::cluster::Networks;
+use bulkhead_core::{Mode, Namespace};
 
 use crate::datapath::abi::{Peer, StateValue};
-use crate::datapath::{DatapathError, Geometry, Network};
+use crate::datapath::{DatapathError, Geometry, Network, ORPHANS};
 use crate::intent::{Intent, Shared};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
+use crate::pods::Record;
 use crate::sys;
 
 /// VNI to network, as the intent has it; in a flat network every `NetID` reads as 0.
@@ -21,13 +22,52 @@ fn networks(intent: &Intent) -> (BTreeMap<u32, Network>, Network) {
     (known, if flat { Network::Id(0) } else { Network::None })
 }
 
+/// Whose each VNI is.
+fn owners(intent: &Intent) -> BTreeMap<u32, Namespace> {
+    intent.namespaces.iter().map(|(namespace, tenant)| (tenant.vni.get(), namespace.clone())).collect()
+}
+
+/// The pods whose VNI the intent gives to another namespace than theirs: the ledger was lost and made anew.
+fn orphans(records: &[Record], intent: &Intent) -> Vec<Record> {
+    let own = |record: &Record| intent.namespaces.get(&record.namespace).map(|tenant| tenant.vni.get());
+    let mut stray: Vec<&Record> = records.iter().filter(|record| own(record) != Some(record.vni)).collect();
+    if !stray.is_empty() {
+        let given: BTreeSet<u32> = intent.namespaces.values().map(|tenant| tenant.vni.get()).collect();
+        stray.retain(|record| given.contains(&record.vni));
+    }
+    stray.into_iter().cloned().collect()
+}
+
+/// The same for a person; none if there are no such pods.
+pub(super) fn orphaned(records: &[Record], intent: &Intent) -> Option<String> {
+    let names: Vec<String> =
+        orphans(records, intent).iter().map(|record| format!("{}/{}", record.namespace, record.pod)).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the VNIs of these pods are other namespaces' since the ledger was made anew; they reach global namespaces and \
+             nodes only; delete them: {}",
+            names.join(", ")
+        )
+    })
+}
+
 /// Brings the namespaces' maps in line, by one switch of the bank. Also called by an ADD whose namespace has just become
 /// known, so that the pod need not wait for the reconciler.
 pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathError> {
     let mut namespaces = locked(&live.datapath.namespaces);
-    let (known, unknown) = shared.read(|intent, _| networks(intent));
-    let keep: BTreeSet<u32> = live.records.all().iter().map(|record| record.vni).collect();
+    let records = live.records.all();
+    let ((known, unknown), owners, orphans) =
+        shared.read(|intent, _| (networks(intent), owners(intent), orphans(&records, intent)));
+    let mut keep: BTreeSet<u32> = records.iter().map(|record| record.vni).collect();
+    if !orphans.is_empty() {
+        keep.insert(ORPHANS);
+    }
+    namespaces.set_owners(owners);
     let switch = namespaces.prepare(&known, unknown, Network::Id(0), &keep)?;
+    // Before their VNI's new network holds.
+    for record in &orphans {
+        live.republish(record, namespaces.index_of(&record.namespace, record.vni))?;
+    }
     if let Some(bank) = switch {
         live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay() })?;
         namespaces.switched(bank);

@@ -126,7 +126,7 @@ fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, Atta
     let found =
         agent.shared.wait_for(deadline, |intent| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
     let vni = found.ok_or_else(|| AttachError::UnknownNamespace(namespace.clone()))?;
-    if locked(&live.datapath.namespaces).index(vni).is_none() {
+    if !locked(&live.datapath.namespaces).is_known(namespace, vni) {
         apply_namespaces(live, &agent.shared)?;
     }
     Ok(vni)

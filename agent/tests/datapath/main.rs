@@ -12,6 +12,7 @@ mod from_underlay;
 mod hostile;
 mod namespaces;
 mod node;
+mod orphans;
 mod packet;
 mod pinned;
 mod policer;
