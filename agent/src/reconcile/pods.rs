@@ -74,7 +74,7 @@ pub(super) fn look_after(live: &Live, host: &mut Netlink) -> Result<Vec<String>,
 /// When the records are lost, nothing tells a running pod's device from one that an ADD left half-made: all of them stay,
 /// with their addresses, until their pods are deleted.
 pub(super) fn spare_strangers(live: &Live, host: &mut Netlink) -> Result<(), StartError> {
-    if !live.records.is_fresh()? {
+    if !live.records.is_fresh() {
         return Ok(());
     }
     let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
