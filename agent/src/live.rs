@@ -126,7 +126,7 @@ impl Live {
     pub fn forget(&self, record: &Record) -> Result<(), ForgetError> {
         let mut endpoints = locked(&self.datapath.endpoints);
         endpoints.withdraw(record.host, record.ifindex)?;
-        self.records.remove(&record.id)?;
+        self.records.remove(&record.id);
         Ok(())
     }
 }
@@ -150,7 +150,4 @@ pub enum ForgetError {
     /// The maps.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// The books.
-    #[error(transparent)]
-    Record(#[from] crate::pods::RecordError),
 }

@@ -2,7 +2,6 @@
 //! undone in reverse; an ADD that a crash cut off is undone by the next one for the same attachment.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use bulkhead_core::attachment::AttachmentId;
 use bulkhead_core::cni::{Attachment, Code, Failure};
@@ -19,9 +18,6 @@ use crate::pods::record::Stage;
 use crate::pods::wire::{self, GATEWAY_MAC, WireError};
 use crate::pods::{Limits, Record, RecordError, RemoveError};
 use crate::reconcile::{Agent, apply_namespaces};
-
-/// How long an ADD waits for its namespace's numbers: the first pod of a new namespace may be faster than they are.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a pod cannot be attached.
 #[derive(Debug, Error)]
@@ -120,11 +116,9 @@ pub(super) fn add(
     }
 }
 
-/// The namespace's VNI, with its index in the maps; waits for a namespace that has just been created.
+/// The namespace's VNI, with its index in the maps. The caller has waited for a namespace that was just created.
 fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, AttachError> {
-    let deadline = Instant::now() + PATIENCE;
-    let found =
-        agent.shared.wait_for(deadline, |intent| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
+    let found = agent.shared.read(|intent, _| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
     let vni = found.ok_or_else(|| AttachError::UnknownNamespace(namespace.clone()))?;
     if !locked(&live.datapath.namespaces).is_known(namespace, vni) {
         apply_namespaces(live, &agent.shared)?;
