@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::configure;
 use crate::history::History;
-use crate::lead::{self, Tally};
+use crate::lead::{self, Outside, Tally, Task};
 use crate::plan::Policy;
 
 /// How long a controller that stops may take to withdraw.
@@ -66,6 +66,7 @@ pub async fn run(
     store: &Store,
     options: &Options,
     tally: &Tally,
+    outside: Option<&Outside>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     if let Some(record) = &options.config {
@@ -82,6 +83,7 @@ pub async fn run(
     let election = keys.election();
     let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
     let mut history = History::default();
+    let task = Task { store, prefix: &options.prefix, keys: &keys, policy: &options.policy, tally, outside };
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {
         let leadership = tokio::select! {
@@ -97,7 +99,7 @@ pub async fn run(
         let ended = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
-            ended = lead::lead(store, &options.prefix, &keys, &options.policy, &leadership, tally, &mut history) => Some(ended),
+            ended = lead::lead(task, &leadership, &mut history) => Some(ended),
         };
         match ended {
             None | Some(lead::Ended::Closed) => {

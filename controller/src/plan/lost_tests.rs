@@ -161,7 +161,7 @@ async fn what_is_put_back_is_of_the_record_that_was_read() {
 async fn what_is_there_again_is_not_overwritten() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));
-    delete_watched(&mut scene, &[key.clone()]).await;
+    delete_watched(&mut scene, std::slice::from_ref(&key)).await;
     let late = scene.next().unwrap();
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"vni":11,"netId":0}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;

@@ -3,7 +3,8 @@
 //! Only the leader writes the ledger, so an entry that is gone though the leader did not remove it is damage: a person
 //! with etcdctl, a wrong script. Promises: nothing is remembered of what the leader itself removes (its own deletions
 //! never come here: [`State::committed`](super::State::committed) is told of them first, and what it removes has no
-//! mailbox record any more), and a mailbox record that was deleted or written anew since ends the memory.
+//! mailbox record any more), and a mailbox record that was deleted or written anew since ends the memory. What comes
+//! from Kubernetes is remembered as long as its object is there, whatever became of the record.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,8 +13,9 @@ use bulkhead_core::ledger::{ClusterEntry, NodeEntry};
 use bulkhead_core::{Namespace, Numbers, Tenant};
 
 use super::State;
+use crate::objects::Source;
 
-/// What was lost. Each with the create revision of the mailbox record that it belonged to.
+/// What was lost. Each with the create revision of the mailbox record that it belonged to; 0 if there was none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Lost {
     pub(crate) tenants: BTreeMap<Namespace, (Tenant, i64)>,
@@ -33,17 +35,22 @@ impl State {
     /// Remembers a namespace's entry that is about to vanish from the state.
     pub(super) fn lose_tenant(&mut self, namespace: &Namespace) {
         let held = self.ledger.get(namespace).and_then(|held| held.value.as_ref().ok());
-        let (Some(tenant), Some(record)) = (held, self.records.get(namespace)) else { return };
-        if !self.departed.contains(namespace) {
-            self.lost.tenants.insert(namespace.clone(), (tenant.clone(), record.created));
+        let Some(tenant) = held else { return };
+        let record = self.records.get(namespace).map(|record| record.created);
+        let lives = self.source.is_kubernetes() || (record.is_some() && !self.departed.contains(namespace));
+        if lives {
+            self.lost.tenants.insert(namespace.clone(), (tenant.clone(), record.unwrap_or(0)));
         }
     }
 
     /// Remembers a node's.
     pub(super) fn lose_node(&mut self, address: IpAddr) {
         let held = self.nodes.get(&address).and_then(|held| held.value.as_ref().ok());
-        if let (Some(node), Some(record)) = (held, self.subnets.get(&address.to_string())) {
-            self.lost.nodes.insert(address, (node.clone(), record.created));
+        let record = self.subnets.get(&address.to_string()).map(|record| record.created);
+        if let Some(node) = held
+            && (record.is_some() || (self.source.is_kubernetes() && node.uid.is_some()))
+        {
+            self.lost.nodes.insert(address, (node.clone(), record.unwrap_or(0)));
         }
     }
 
@@ -61,9 +68,13 @@ impl State {
     pub(super) fn lose_what_is_missing(&mut self, mut before: Self) {
         let tenants: Vec<_> =
             before.ledger.keys().filter(|namespace| !self.ledger.contains_key(*namespace)).cloned().collect();
-        tenants.iter().for_each(|namespace| before.lose_tenant(namespace));
+        for namespace in &tenants {
+            before.lose_tenant(namespace);
+        }
         let nodes: Vec<_> = before.nodes.keys().filter(|address| !self.nodes.contains_key(*address)).copied().collect();
-        nodes.into_iter().for_each(|address| before.lose_node(address));
+        for address in nodes {
+            before.lose_node(address);
+        }
         if self.numbers.is_none() {
             before.lose_numbers();
         }
@@ -79,14 +90,31 @@ impl State {
         if self.lost.is_empty() {
             return;
         }
-        let (records, ledger) = (&self.records, &self.ledger);
-        self.lost.tenants.retain(|namespace, (_, created)| {
-            !ledger.contains_key(namespace) && records.get(namespace).is_some_and(|record| record.created == *created)
+        let (records, ledger, source) = (&self.records, &self.ledger, &self.source);
+        self.lost.tenants.retain(|namespace, (tenant, created)| {
+            let lives = match source {
+                Source::Records => records.get(namespace).is_some_and(|record| record.created == *created),
+                Source::Kubernetes(None) => true,
+                Source::Kubernetes(Some(objects)) => {
+                    let object = objects.namespaces.get(namespace);
+                    object.is_some_and(|object| tenant.uid.as_ref().is_none_or(|uid| *uid == object.uid))
+                }
+            };
+            lives && !ledger.contains_key(namespace)
         });
         let (subnets, nodes) = (&self.subnets, &self.nodes);
-        self.lost.nodes.retain(|address, (_, created)| {
-            !nodes.contains_key(address)
-                && subnets.get(&address.to_string()).is_some_and(|record| record.created == *created)
+        self.lost.nodes.retain(|address, (node, created)| {
+            let lives = match source {
+                Source::Kubernetes(objects) if node.uid.is_some() => objects.as_ref().is_none_or(|objects| {
+                    let object = objects.nodes.get(&node.host);
+                    // A node that moved or was made anew is not the one that was lost.
+                    object.is_some_and(|object| {
+                        object.addresses.first() == Some(address) && Some(&object.uid) == node.uid.as_ref()
+                    })
+                }),
+                _ => subnets.get(&address.to_string()).is_some_and(|record| record.created == *created),
+            };
+            lives && !nodes.contains_key(address)
         });
         if self.numbers.is_some() {
             self.lost.numbers = None;
