@@ -10,6 +10,7 @@ use bulkhead_core::{ClusterConfig, Mode, Namespace};
 use bulkhead_store::args::EtcdArgs;
 use clap::{Args, Parser, ValueEnum};
 
+use crate::kubernetes::KubernetesOptions;
 use crate::plan::Policy;
 use crate::run::Options;
 
@@ -37,6 +38,9 @@ pub struct ControllerArgs {
         default_value = "/var/lib/bulkhead-controller"
     )]
     pub state_dir: OsString,
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Form of the log
     #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -46,6 +50,55 @@ pub struct ControllerArgs {
     /// The config to create.
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Whether namespaces and nodes come from Kubernetes, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubernetesArgs {
+    /// Take namespaces and nodes from Kubernetes; without it they come from etcd alone
+    #[arg(long, env = "BULKHEAD_KUBERNETES")]
+    pub kubernetes: bool,
+    /// How to reach the API server [default: the pod's service account]
+    #[arg(long, env = "BULKHEAD_KUBECONFIG", value_name = "PATH", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Let a namespace join by annotation only if the target's bulkhead.dev/allow-join-from names it
+    #[arg(long, env = "BULKHEAD_REQUIRE_JOIN_CONSENT")]
+    pub require_join_consent: bool,
+    /// Namespace of the agents' pods, and of what the controller keeps in Kubernetes
+    #[arg(long, env = "BULKHEAD_AGENT_NAMESPACE", value_name = "NAME", default_value = "bulkhead-system")]
+    pub agent_namespace: String,
+    /// Labels of the agents' pods
+    #[arg(
+        long,
+        env = "BULKHEAD_AGENT_SELECTOR",
+        value_name = "LABEL=VALUE,...",
+        default_value = "app.kubernetes.io/name=bulkhead,app.kubernetes.io/component=agent"
+    )]
+    pub agent_selector: String,
+    /// Seconds for which a subnet is kept for a node that left Kubernetes, 0 to 604800
+    #[arg(long, env = "BULKHEAD_NODE_RELEASE_AFTER", value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(0..=604_800))]
+    pub node_release_after: u64,
+}
+
+impl KubernetesArgs {
+    /// The options; none standalone.
+    pub fn options(&self) -> Result<Option<KubernetesOptions>, String> {
+        if !self.kubernetes {
+            return Ok(None);
+        }
+        let agent_namespace =
+            Namespace::new(self.agent_namespace.as_str()).map_err(|error| format!("--agent-namespace: {error}"))?;
+        if self.agent_selector.trim().is_empty() {
+            return Err("--agent-selector is empty: name a label that only the agents' pods have".to_owned());
+        }
+        Ok(Some(KubernetesOptions {
+            kubeconfig: self.kubeconfig.clone(),
+            agent_namespace: agent_namespace.into(),
+            agent_selector: self.agent_selector.clone(),
+            node_release_after: Duration::from_secs(self.node_release_after),
+        }))
+    }
 }
 
 /// Forms of the log.
@@ -136,7 +189,7 @@ impl ControllerArgs {
             prefix: prefix.to_owned(),
             identity: self.identity.clone().unwrap_or_else(default_identity),
             lease_ttl: Duration::from_secs(self.lease_ttl),
-            policy: Policy { global_at_birth },
+            policy: Policy { global_at_birth, require_join_consent: self.kubernetes.require_join_consent },
             config: self.config.record()?,
             state_dir: (!self.state_dir.is_empty()).then(|| PathBuf::from(&self.state_dir)),
         })

@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_store::{Conflict, Fence, Leadership, Loss, Outcome, Store, StoreError, Update, Watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use crate::history::History;
+use crate::kubernetes::absence::Absences;
+use crate::objects::Objects;
 use crate::plan::{self, Note, Policy, Step};
 use crate::state::State;
 
@@ -78,26 +81,50 @@ enum Progress {
     FencedOff,
 }
 
+/// Kubernetes, as the leader sees it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// What it has; none until it was listed.
+    pub objects: watch::Receiver<Option<Objects>>,
+    /// How long a node's subnet is kept for it after its Node is gone.
+    pub node_release_after: Duration,
+}
+
+/// What a leader works on and by.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// etcd.
+    pub store: &'a Store,
+    /// What all keys begin with.
+    pub prefix: &'a str,
+    /// What is decided for all namespaces.
+    pub policy: &'a Policy,
+    /// What is counted.
+    pub tally: &'a Tally,
+    /// Kubernetes; none standalone.
+    pub outside: Option<&'a Outside>,
+}
+
 /// Leads until it is over. The leadership stays the caller's, to resign.
-pub async fn lead(
-    store: &Store,
-    prefix: &str,
-    policy: &Policy,
-    leadership: &Leadership,
-    tally: &Tally,
-    memory: (&mut History, &mut State),
-) -> Ended {
+pub async fn lead(task: Task<'_>, leadership: &Leadership, memory: (&mut History, &mut State)) -> Ended {
+    let prefix = format!("{}/", task.prefix);
     let leader = Leader {
-        store,
-        prefix: format!("{prefix}/"),
+        store: task.store,
+        watch: task.store.watch(&prefix),
+        prefix,
         fence: leadership.fence(),
-        policy,
-        tally,
+        policy: task.policy,
+        tally: task.tally,
         history: memory.0,
-        watch: store.watch(&format!("{prefix}/")),
         state: memory.1,
         listed: false,
         named_only_until: None,
+        objects: task.outside.map(|outside| {
+            let mut objects = outside.objects.clone();
+            objects.mark_changed();
+            objects
+        }),
+        absences: Absences::new(task.outside.map_or(Duration::ZERO, |outside| outside.node_release_after)),
         complained: HashMap::new(),
     };
     let lost: Pin<Box<dyn Future<Output = Loss> + Send>> = Box::pin(leadership.lost());
@@ -124,6 +151,10 @@ struct Leader<'a> {
     listed: bool,
     /// Until when machines that name no subnet wait.
     named_only_until: Option<Instant>,
+    /// What Kubernetes has; none standalone.
+    objects: Option<watch::Receiver<Option<Objects>>>,
+    /// Who is away from it.
+    absences: Absences,
     /// What was logged, by key and revision.
     complained: HashMap<String, i64>,
 }
@@ -135,6 +166,7 @@ impl Leader<'_> {
         let mut retry = RETRY.0;
         // An earlier leadership's list says nothing of now.
         self.state.serve_named_only(false);
+        let mut grace = None;
         loop {
             let named_only_until = self.named_only_until;
             tokio::select! {
@@ -142,6 +174,8 @@ impl Leader<'_> {
                     Some(update) => self.take(update),
                     None => return Ended::Closed,
                 },
+                () = changed(&mut self.objects) => {}
+                () = until(grace) => {}
                 _ = resync.tick() => {}
                 () = self.history.worth_saving() => {
                     self.history.save();
@@ -159,6 +193,7 @@ impl Leader<'_> {
             }
             self.drain().await;
             while self.listed {
+                grace = self.look_outside();
                 self.complain();
                 match self.progress().await {
                     Progress::Quiet => break,
@@ -197,6 +232,17 @@ impl Leader<'_> {
             }
         }
         self.state.owe(self.history.owed(), self.history.epoch());
+    }
+
+    /// Takes in what Kubernetes has; gives when to look at it again.
+    fn look_outside(&mut self) -> Option<Instant> {
+        let objects = self.objects.as_mut()?.borrow_and_update().clone();
+        if let Some(objects) = objects {
+            self.state.observe(objects);
+        }
+        let (overdue, next) = self.absences.look(self.state, Instant::now());
+        self.state.expire(overdue);
+        next
     }
 
     /// Takes what has come already, so that one plan sees all of it.
@@ -275,6 +321,24 @@ impl Leader<'_> {
                 warn!(key = complaint.key, "{}", complaint.text);
             }
         }
+    }
+}
+
+/// Waits for news of Kubernetes; for ever if there is none to come.
+async fn changed(objects: &mut Option<watch::Receiver<Option<Objects>>>) {
+    if let Some(objects) = objects
+        && objects.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

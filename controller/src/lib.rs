@@ -9,7 +9,9 @@
 pub mod args;
 pub mod configure;
 pub mod history;
+pub mod kubernetes;
 pub mod lead;
+pub mod objects;
 pub mod plan;
 pub mod run;
 pub mod source;

@@ -6,7 +6,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use bulkhead_controller::args::{ControllerArgs, LogFormat};
-use bulkhead_controller::lead::Tally;
+use bulkhead_controller::kubernetes::{self, KubernetesOptions};
+use bulkhead_controller::lead::{Outside, Tally};
 use bulkhead_controller::run::{Options, RunError, connect, run};
 use bulkhead_store::Settings;
 use clap::{CommandFactory, Parser};
@@ -20,9 +21,9 @@ fn main() -> ExitCode {
     let checked = args.options().and_then(|options| {
         let settings = args.etcd.settings().map_err(|error| chain(&error))?;
         let filter = EnvFilter::try_new(&args.log_level).map_err(|error| format!("--log-level: {error}"))?;
-        Ok((options, settings, filter))
+        Ok((options, args.kubernetes.options()?, settings, filter))
     });
-    let (options, settings, filter) = match checked {
+    let (options, kubernetes, settings, filter) = match checked {
         Ok(checked) => checked,
         Err(reason) => ControllerArgs::command().error(clap::error::ErrorKind::ValueValidation, reason).exit(),
     };
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(serve(&options, &settings)) {
+    match runtime.block_on(serve(&options, kubernetes.as_ref(), &settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             error!(error = chain(reason.as_ref()), "the controller cannot go on");
@@ -48,7 +49,19 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(options: &Options, settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    options: &Options,
+    kubernetes: Option<&KubernetesOptions>,
+    settings: &Settings,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let following = match kubernetes {
+        Some(options) => Some(kubernetes::follow(&kubernetes::client(options).await?, options)),
+        None => None,
+    };
+    let outside = following.as_ref().zip(kubernetes).map(|(following, options)| Outside {
+        objects: following.objects(),
+        node_release_after: options.node_release_after,
+    });
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (stop, stopping) = watch::channel(false);
     let mut waiting = stopping.clone();
@@ -58,7 +71,7 @@ async fn serve(options: &Options, settings: &Settings) -> Result<(), Box<dyn std
             _ = waiting.wait_for(|stop| *stop) => return Ok(()),
             store = connect(settings) => store.map_err(RunError::from)?,
         };
-        run(&store, options, &Tally::default(), stopping).await
+        run(&store, options, &Tally::default(), outside.as_ref(), stopping).await
     };
     tokio::pin!(work);
     tokio::select! {

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::configure;
 use crate::history::History;
-use crate::lead::{self, Tally};
+use crate::lead::{self, Outside, Tally, Task};
 use crate::plan::Policy;
 use crate::state::State;
 
@@ -70,6 +70,7 @@ pub async fn run(
     store: &Store,
     options: &Options,
     tally: &Tally,
+    outside: Option<&Outside>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     if let Some(record) = &options.config {
@@ -87,6 +88,10 @@ pub async fn run(
     let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
     let mut history = History::load(options.state_dir.as_deref(), &keys);
     let mut state = State::new(keys.clone());
+    if outside.is_some() {
+        state = state.with_kubernetes();
+    }
+    let task = Task { store, prefix: &options.prefix, policy: &options.policy, tally, outside };
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {
         let leadership = tokio::select! {
@@ -102,7 +107,7 @@ pub async fn run(
         let ended = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
-            ended = lead::lead(store, &options.prefix, &options.policy, &leadership, tally, (&mut history, &mut state)) => Some(ended),
+            ended = lead::lead(task, &leadership, (&mut history, &mut state)) => Some(ended),
         };
         match ended {
             None | Some(lead::Ended::Closed) => {

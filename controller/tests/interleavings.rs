@@ -173,7 +173,7 @@ impl World {
         let keys = Keys::new(keys::DEFAULT_PREFIX, &ClusterName::new("k8ssdn").unwrap()).unwrap();
         let blank = || Controller { state: State::new(keys.clone()), fence: None };
         let controllers = [blank(), blank()];
-        let policy = Policy { global_at_birth: [Namespace::new("kube-system").unwrap()].into() };
+        let policy = Policy { global_at_birth: [Namespace::new("kube-system").unwrap()].into(), ..Policy::default() };
         let mut world = Self {
             twin,
             store,
@@ -210,6 +210,8 @@ impl World {
         let name = format!("controller{}", self.leader);
         let leadership = Candidate::campaign(&self.store, &self.keys.election(), &name, TTL).await.unwrap();
         self.controllers[self.leader].fence = Some(leadership.fence());
+        // A leader begins with nothing: what it takes for lost it has seen under its own lead.
+        self.controllers[self.leader].state = State::new(self.keys.clone());
         self.leaderships.push(leadership);
     }
 

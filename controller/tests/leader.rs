@@ -38,14 +38,14 @@ impl Controller {
             prefix: keys::DEFAULT_PREFIX.to_owned(),
             identity: identity.to_owned(),
             lease_ttl: Duration::from_secs(2),
-            policy: Policy { global_at_birth: [ns("kube-system")].into() },
+            policy: Policy { global_at_birth: [ns("kube-system")].into(), ..Policy::default() },
             config,
             state_dir: None,
         };
         let (stop, stopping) = watch::channel(false);
         let tally = Arc::new(Tally::default());
         let counting = Arc::clone(&tally);
-        let task = tokio::spawn(async move { run(&store, &options, &counting, stopping).await });
+        let task = tokio::spawn(async move { run(&store, &options, &counting, None, stopping).await });
         Self { stop, task, tally }
     }
 

@@ -40,6 +40,9 @@ pub struct NodeEntry {
     pub addresses: Vec<IpAddr>,
     /// Its part of the cluster network.
     pub subnets: NodeSubnets,
+    /// The UID of its Kubernetes Node; none of a machine that asked for its subnet by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
 }
 
 /// `released/<subnet>`: a subnet that a node gave back.

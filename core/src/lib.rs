@@ -4,6 +4,7 @@
 //! This crate is pure: no I/O, no clock, no randomness. Every type here that exists is valid; what comes from outside
 //! becomes one of them by a fallible constructor or is refused with an error that says what was wrong.
 
+pub mod annotation;
 pub mod attachment;
 pub mod bandwidth;
 pub mod cluster;

@@ -145,7 +145,10 @@ async fn node(txn: Txn, store: &Store, keys: &Keys, ip: IpAddr, entry: &Entry, a
         Some(subnets) => {
             record.subnet = subnets.iter().map(|subnet| subnet.to_string()).collect::<Vec<_>>().join(",");
             let host = record.host.parse().unwrap();
-            txn = txn.put(keys.ledger_node(ip), ledger::to_json(&NodeEntry { host, addresses: vec![ip], subnets }));
+            txn = txn.put(
+                keys.ledger_node(ip),
+                ledger::to_json(&NodeEntry { host, addresses: vec![ip], subnets, uid: None }),
+            );
         }
     }
     record.assign = false;

@@ -1,6 +1,6 @@
 //! What is wrong and cannot be answered in a record: it is logged, once per revision of the key.
 
-use super::{cluster, restore};
+use super::{cluster, restore, seats};
 use crate::state::{Mail, State};
 
 /// What to do about a ledger entry that cannot be read.
@@ -79,6 +79,15 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
             && !known
         {
             complain(format!("{}{segment}", keys.subnets()), held.revision, broken.problem.clone());
+        }
+    }
+    if let Some(Ok(cluster)) = state.cluster.as_ref().map(|held| &held.value) {
+        for (node, problem) in seats::problems(state, &cluster.networks) {
+            all.push(Complaint {
+                key: format!("Node/{node}"),
+                revision: 0,
+                text: format!("no subnet for it: {problem}"),
+            });
         }
     }
     all.extend(same_host(state));

@@ -32,16 +32,25 @@ fn standing_notice(error: &str) -> String {
 /// Restores the namespaces' records.
 pub(super) fn namespaces(state: &State) -> Option<Step> {
     let mut step = Step::default();
-    for (namespace, held) in &state.records {
-        let Some(entry) = state.ledger.get(namespace) else { continue };
+    for (namespace, entry) in &state.ledger {
         let Ok(tenant) = &entry.value else { continue };
-        let Some(record) = namespace_mirror(namespace, tenant, &held.value) else { continue };
+        let held = state.records.get(namespace);
+        let record = match held {
+            Some(held) => namespace_mirror(namespace, tenant, &held.value),
+            // Deleted by hand: the namespace is where Kubernetes has it.
+            None if state.source.is_kubernetes() && !source::is_gone(state, namespace) => {
+                let net_id = Some(tenant.net_id.get().into());
+                Some(NetNamespaceRecord { net_id, ..NetNamespaceRecord::asking(namespace) })
+            }
+            None => None,
+        };
+        let Some(record) = record else { continue };
         let mut item = Step::default();
-        item.expect(state.keys().netnamespace(namespace), held.revision);
+        item.expect(state.keys().netnamespace(namespace), held.map_or(0, |held| held.revision));
         item.expect(state.keys().ledger_namespace(namespace), entry.revision);
         item.put(state.keys().netnamespace(namespace), record.to_json());
         let (what, name) = ("namespace", namespace.to_string());
-        let damaged = held.value.record().is_none_or(|old| {
+        let damaged = held.and_then(|held| held.value.record()).is_none_or(|old| {
             old.net_id.is_some_and(|old| Some(old) != record.net_id) || record.error.starts_with(NOTICE)
         });
         item.note(if damaged { Note::Restored { what, name } } else { Note::Mirrored { what, name } });
@@ -83,15 +92,20 @@ pub(super) fn nodes(state: &State) -> Option<Step> {
     let mut step = Step::default();
     for (&address, entry) in &state.nodes {
         let segment = address.to_string();
-        let (Ok(node), Some(held)) = (&entry.value, state.subnets.get(&segment)) else { continue };
-        let Some(record) = node_mirror(address, node, &held.value) else { continue };
+        let Ok(node) = &entry.value else { continue };
+        let held = state.subnets.get(&segment);
+        let record = match held {
+            Some(held) => node_mirror(address, node, &held.value),
+            None => (state.source.is_kubernetes() && node.uid.is_some()).then(|| node_record(address, node)),
+        };
+        let Some(record) = record else { continue };
         let mut item = Step::default();
-        item.expect(state.keys().subnet(address), held.revision);
+        item.expect(state.keys().subnet(address), held.map_or(0, |held| held.revision));
         item.expect(state.keys().ledger_node(address), entry.revision);
         item.put(state.keys().subnet(address), record.to_json());
         let what = "node";
         // An agent that asks again is no damage.
-        let damaged = held.value.record().is_none_or(|old| {
+        let damaged = held.and_then(|held| held.value.record()).is_none_or(|old| {
             !(old.subnet.is_empty() || old.subnet == record.subnet) || record.error.starts_with(NOTICE)
         });
         let name = segment;

@@ -14,8 +14,11 @@ mod nodes;
 mod note;
 mod numbers;
 mod restore;
+mod seats;
 mod step;
 
+#[cfg(test)]
+mod kubernetes_tests;
 #[cfg(test)]
 mod lost_tests;
 #[cfg(test)]
@@ -28,6 +31,8 @@ mod races;
 mod restore_tests;
 #[cfg(test)]
 mod scenes;
+#[cfg(test)]
+mod seat_tests;
 #[cfg(test)]
 mod tenant_tests;
 
@@ -43,10 +48,12 @@ pub use step::{MAX_BYTES, MAX_COMPARES, MAX_WRITES, Step};
 use crate::state::State;
 
 /// What an administrator decided once for all namespaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Namespaces that are global at birth unless their record names a `NetID`.
     pub global_at_birth: BTreeSet<Namespace>,
+    /// Whether a join by annotation needs the target's consent.
+    pub require_join_consent: bool,
 }
 
 /// The next transaction; none if everything is as it should be, or nothing can be done.
@@ -66,8 +73,11 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         return None;
     }
     lifecycle::deaths(state)
+        .or_else(|| lifecycle::ties(state))
         .or_else(|| lifecycle::births(state, policy))
-        .or_else(|| nodes::releases(state))
+        .or_else(|| lifecycle::strays(state))
+        .or_else(|| seats::step(state, &cluster.networks))
+        .or_else(|| nodes::releases(state, &cluster.networks))
         .or_else(|| nodes::admissions(state, &cluster.networks))
         .or_else(|| moves::step(state))
         .or_else(|| mirror::namespaces(state))

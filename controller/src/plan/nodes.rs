@@ -17,42 +17,58 @@ use ipnetwork::IpNetwork;
 use super::mirror::node_record;
 use super::note::Note;
 use super::numbers::Draft;
+use super::seats::{self, Seats};
 use super::step::Step;
 use crate::state::{Held, Mail, State};
 
 /// What a valid record asks for.
-struct Ask {
-    address: IpAddr,
-    host: NodeName,
-    subnets: Option<NodeSubnets>,
+pub(super) struct Ask {
+    pub(super) address: IpAddr,
+    pub(super) host: NodeName,
+    pub(super) subnets: Option<NodeSubnets>,
 }
 
-/// Takes the subnets of nodes whose record is gone.
-pub(super) fn releases(state: &State) -> Option<Step> {
+/// Takes the subnets of nodes whose record is gone, or whose Node has been for longer than the grace period.
+pub(super) fn releases(state: &State, networks: &Networks) -> Option<Step> {
+    let seats = Seats::new(state, networks);
     let mut step = Step::default();
-    let mut turn = state.released.values().filter_map(|held| held.value).map(|(_, turn)| turn).max().unwrap_or(0);
+    let mut turn = last_turn(state);
     for (&address, held) in &state.nodes {
         let Ok(node) = &held.value else { continue };
-        if state.subnets.contains_key(&address.to_string()) {
+        if !seats::is_over(state, seats.as_ref(), address, node) {
             continue;
         }
         turn += 1;
+        let record = state.subnets.get(&address.to_string()).map_or(0, |held| held.revision);
         let mut item = Step::default();
-        item.expect(state.keys().subnet(address), 0);
+        item.expect(state.keys().subnet(address), record);
         item.expect(state.keys().ledger_node(address), held.revision);
         item.delete(state.keys().ledger_node(address));
-        if let Some(subnet) = node.subnets.iter().next() {
-            let key = state.keys().released_subnet(subnet);
-            let known = state.released.get(&segment_of(subnet)).map_or(0, |held| held.revision);
-            item.expect(key.as_str(), known);
-            item.put(key, to_json(&ReleasedEntry { turn }));
+        if record != 0 {
+            item.delete(state.keys().subnet(address));
         }
+        queue(state, node.subnets, turn, &mut item);
         item.note(Note::Released { host: node.host.clone(), address, subnets: node.subnets });
         if !step.absorb(&item) {
             break;
         }
     }
     step.some()
+}
+
+/// The last turn that was given out in the queue of released subnets.
+pub(super) fn last_turn(state: &State) -> u64 {
+    state.released.values().filter_map(|held| held.value).map(|(_, turn)| turn).max().unwrap_or(0)
+}
+
+/// Puts a node's subnet at this place in the queue.
+pub(super) fn queue(state: &State, subnets: NodeSubnets, turn: u64, item: &mut Step) {
+    if let Some(subnet) = subnets.iter().next() {
+        let key = state.keys().released_subnet(subnet);
+        let known = state.released.get(&segment_of(subnet)).map_or(0, |held| held.revision);
+        item.expect(key.as_str(), known);
+        item.put(key, to_json(&ReleasedEntry { turn }));
+    }
 }
 
 fn segment_of(subnet: IpNetwork) -> String {
@@ -96,7 +112,7 @@ pub(super) fn admissions(state: &State, networks: &Networks) -> Option<Step> {
 }
 
 /// Whether the key's text is the address of a node in the ledger, in its one spelling.
-fn is_admitted(state: &State, segment: &str) -> bool {
+pub(super) fn is_admitted(state: &State, segment: &str) -> bool {
     segment.parse().is_ok_and(|address: IpAddr| address.to_string() == segment && state.nodes.contains_key(&address))
 }
 
@@ -123,7 +139,7 @@ fn admit(
     reused: Option<(String, i64)>,
 ) -> Step {
     let keys = state.keys();
-    let node = NodeEntry { host: ask.host.clone(), addresses: vec![ask.address], subnets };
+    let node = NodeEntry { host: ask.host.clone(), addresses: vec![ask.address], subnets, uid: None };
     let mut item = Step::default();
     item.expect(keys.subnet(ask.address), held.revision);
     item.expect(keys.ledger_node(ask.address), 0);
@@ -162,7 +178,7 @@ fn excerpt(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-fn ask(segment: &str, mail: &Mail<SubnetRecord>, networks: &Networks) -> Result<Ask, String> {
+pub(super) fn ask(segment: &str, mail: &Mail<SubnetRecord>, networks: &Networks) -> Result<Ask, String> {
     let record = match mail {
         Mail::Record(record) => record,
         Mail::Broken(broken) => return Err(broken.problem.clone()),
@@ -183,7 +199,7 @@ fn ask(segment: &str, mail: &Mail<SubnetRecord>, networks: &Networks) -> Result<
     Ok(Ask { address, host, subnets: Some(subnets) })
 }
 
-fn check_address(segment: &str, networks: &Networks) -> Result<IpAddr, String> {
+pub(super) fn check_address(segment: &str, networks: &Networks) -> Result<IpAddr, String> {
     let address: IpAddr = segment
         .parse()
         .map_err(|_| format!("{:?} in the key is not an IP address; use the node's own", excerpt(segment)))?;
@@ -218,7 +234,7 @@ fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubnets, String>
 }
 
 /// Which of the network's subnets are free.
-struct Blocks<'a> {
+pub(super) struct Blocks<'a> {
     networks: &'a Networks,
     taken: BTreeMap<u32, IpAddr>,
     /// Ranges that records name which the ledger does not have: whoever uses them by mistake must not get a neighbour.
@@ -231,7 +247,11 @@ struct Blocks<'a> {
 
 impl<'a> Blocks<'a> {
     /// None while a node's entry cannot be read: its subnet could be given out twice.
-    fn new(state: &State, networks: &'a Networks, waiting: &[(&String, &Held<Mail<SubnetRecord>>)]) -> Option<Self> {
+    pub(super) fn new(
+        state: &State,
+        networks: &'a Networks,
+        waiting: &[(&String, &Held<Mail<SubnetRecord>>)],
+    ) -> Option<Self> {
         let mut taken = BTreeMap::new();
         for (&address, held) in &state.nodes {
             taken.insert(networks.block_of(held.value.as_ref().ok()?.subnets).ok()?, address);
@@ -255,7 +275,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// The subnets that an ask gets, and the key of the queue that it takes them from.
-    fn give(&mut self, ask: &Ask) -> Result<(NodeSubnets, Option<(String, i64)>), String> {
+    pub(super) fn give(&mut self, ask: &Ask) -> Result<(NodeSubnets, Option<(String, i64)>), String> {
         let block = match ask.subnets {
             Some(subnets) => {
                 let block = self.networks.block_of(subnets).map_err(|error| format!("Subnet: {error}"))?;

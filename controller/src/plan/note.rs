@@ -29,6 +29,13 @@ pub enum Note {
     ImportDone(usize),
     /// A namespace has its numbers.
     Born(Namespace, Tenant),
+    /// An entry of the ledger has the UID of the Kubernetes namespace that it is of.
+    Tied {
+        /// The namespace.
+        namespace: Namespace,
+        /// Its UID.
+        uid: String,
+    },
     /// A namespace is gone and its numbers are released.
     Died(Namespace, Tenant),
     /// An action was carried out.
@@ -88,6 +95,17 @@ pub enum Note {
         /// Whether its record named them.
         adopted: bool,
     },
+    /// A node of Kubernetes has another address or is another machine, and keeps its subnet.
+    Seated {
+        /// Its name.
+        host: NodeName,
+        /// Its address.
+        address: IpAddr,
+        /// The address that it had, if it is another one.
+        was: Option<IpAddr>,
+        /// Its subnets.
+        subnets: NodeSubnets,
+    },
     /// A node is gone and its subnet waits to be used again.
     Released {
         /// Its name.
@@ -132,6 +150,7 @@ impl Note {
             Self::Born(namespace, tenant) => {
                 info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace has its numbers");
             }
+            Self::Tied { namespace, uid } => info!(%namespace, uid, "namespace is one that Kubernetes has"),
             Self::Died(namespace, tenant) => {
                 info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace is gone, its numbers are released");
             }
@@ -159,6 +178,12 @@ impl Note {
             }
             Self::Admitted { host, address, subnets, adopted } => {
                 info!(node = %host, %address, subnets = list(*subnets), adopted, "node has its subnet");
+            }
+            Self::Seated { host, address, was: Some(was), subnets } => {
+                info!(node = %host, %address, %was, subnets = list(*subnets), "node has another address and keeps its subnet");
+            }
+            Self::Seated { host, address, was: None, subnets } => {
+                info!(node = %host, %address, subnets = list(*subnets), "node is one that Kubernetes has and keeps its subnet");
             }
             Self::Released { host, address, subnets } => {
                 info!(node = %host, %address, subnets = list(*subnets), "node is gone, its subnet is released");

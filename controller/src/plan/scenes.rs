@@ -1,10 +1,13 @@
 //! A cluster in the in-memory store, for tests of the plan: people write, the leader settles, everything is checked.
 
+use std::sync::Arc;
+
 use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
-use bulkhead_core::{Action, ClusterName, Keys, Namespace, keys};
+use bulkhead_core::{Action, ClusterName, Keys, Namespace, NodeName, keys};
 use bulkhead_store::{Change, Changes, Outcome, Store, Txn};
 
 use super::{Policy, Step, next};
+use crate::objects::{NamespaceObject, NodeObject, Objects};
 use crate::state::State;
 
 /// More steps than any scene needs: beyond it the plan runs in circles.
@@ -30,7 +33,7 @@ impl Scene {
     pub(super) async fn with_config(config: &str) -> Self {
         let store = Store::in_memory();
         let keys = Keys::new(keys::DEFAULT_PREFIX, &ClusterName::new("k8ssdn").unwrap()).unwrap();
-        let policy = Policy { global_at_birth: [ns("kube-system")].into() };
+        let policy = Policy { global_at_birth: [ns("kube-system")].into(), ..Policy::default() };
         let state = State::new(keys.clone());
         let mut scene = Self { store, keys, policy, state };
         scene.write(&scene.keys.config(), config).await;
@@ -46,6 +49,46 @@ impl Scene {
             scene.settle().await;
         }
         scene
+    }
+
+    /// The same with Kubernetes as the source, not listed yet.
+    pub(super) fn with_kubernetes(self) -> Self {
+        Self { state: self.state.with_kubernetes(), ..self }
+    }
+
+    fn outside(&mut self, change: impl FnOnce(&mut Objects)) {
+        let mut objects = self.state.source().objects().cloned().unwrap_or_default();
+        change(&mut objects);
+        self.state.observe(objects);
+    }
+
+    /// Kubernetes has this Namespace.
+    pub(super) fn object(&mut self, name: &str, object: NamespaceObject) {
+        self.outside(|objects| drop(Arc::make_mut(&mut objects.namespaces).insert(ns(name), object)));
+    }
+
+    /// Kubernetes has a Namespace of this name without annotations.
+    pub(super) fn appears(&mut self, name: &str, uid: &str) {
+        self.object(name, NamespaceObject { uid: uid.to_owned(), ..NamespaceObject::default() });
+    }
+
+    /// Kubernetes has this Namespace no more.
+    pub(super) fn vanishes(&mut self, name: &str) {
+        self.outside(|objects| drop(Arc::make_mut(&mut objects.namespaces).remove(&ns(name))));
+    }
+
+    /// Kubernetes has this Node.
+    pub(super) fn node(&mut self, host: &str, uid: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let object = NodeObject { uid: uid.to_owned(), addresses, unavailable: None };
+        let host = NodeName::new(host).unwrap();
+        self.outside(|objects| drop(Arc::make_mut(&mut objects.nodes).insert(host, object)));
+    }
+
+    /// Kubernetes has this Node no more.
+    pub(super) fn node_leaves(&mut self, host: &str) {
+        let host = NodeName::new(host).unwrap();
+        self.outside(|objects| drop(Arc::make_mut(&mut objects.nodes).remove(&host)));
     }
 
     pub(super) async fn commit(&mut self, txn: Txn) {

@@ -15,6 +15,8 @@ use bulkhead_core::{ClusterConfig, Keys, Namespace, Numbers, Tenant, Tenants};
 use bulkhead_store::{Change, Changes, Entry, Snapshot};
 use ipnetwork::IpNetwork;
 
+use crate::objects::{Objects, Source};
+
 pub(crate) use lost::Lost;
 pub use mail::{Broken, Mail};
 
@@ -86,6 +88,10 @@ pub struct State {
     pub(crate) departed: BTreeSet<Namespace>,
     /// What others deleted from the ledger.
     pub(crate) lost: Lost,
+    /// Where namespaces and nodes come from. It outlives a snapshot: it is not of etcd.
+    pub(crate) source: Source,
+    /// Nodes' addresses in the ledger whose Node has been away for longer than the grace period.
+    pub(crate) overdue: BTreeSet<IpAddr>,
 }
 
 impl State {
@@ -110,7 +116,36 @@ impl State {
             strangers: BTreeMap::new(),
             departed: BTreeSet::new(),
             lost: Lost::default(),
+            source: Source::default(),
+            overdue: BTreeSet::new(),
         }
+    }
+
+    /// The same, with Kubernetes as the source of namespaces and nodes.
+    #[must_use]
+    pub fn with_kubernetes(self) -> Self {
+        Self { source: Source::Kubernetes(None), ..self }
+    }
+
+    /// Takes in what Kubernetes has.
+    pub fn observe(&mut self, objects: Objects) {
+        self.source = Source::Kubernetes(Some(objects));
+        self.forget_what_is_settled();
+    }
+
+    /// Says which nodes of the ledger have been away from Kubernetes for longer than the grace period.
+    pub fn expire(&mut self, overdue: BTreeSet<IpAddr>) {
+        self.overdue = overdue;
+    }
+
+    /// Where namespaces and nodes come from.
+    pub const fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The nodes of the ledger that can be read.
+    pub fn nodes(&self) -> impl Iterator<Item = (IpAddr, &NodeEntry)> {
+        self.nodes.iter().filter_map(|(address, held)| Some((*address, held.value.as_ref().ok()?)))
     }
 
     /// The cluster's keys.
@@ -144,9 +179,11 @@ impl State {
         self.named_only = named_only;
     }
 
-    /// Replaces everything but what it was told otherwise.
+    /// Replaces everything but what is not of etcd: what is owed, what Kubernetes has.
     pub fn replace(&mut self, snapshot: &Snapshot) {
         let mut fresh = Self::new(self.keys.clone());
+        fresh.source = self.source.clone();
+        fresh.overdue.clone_from(&self.overdue);
         for entry in &snapshot.entries {
             fresh.put(entry);
         }
@@ -165,7 +202,8 @@ impl State {
                 fresh.ledger.get(*namespace).is_some_and(|entry| entry.created < record)
             };
             fresh.departed = departed.filter(outlived).cloned().collect();
-            let before = std::mem::replace(self, Self::new(self.keys.clone()));
+            let blank = Self { source: self.source.clone(), ..Self::new(self.keys.clone()) };
+            let before = std::mem::replace(self, blank);
             fresh.lose_what_is_missing(before);
         }
         *self = fresh;

@@ -1,0 +1,194 @@
+//! The reflectors: three lists kept up to date, given out as one value once all of them were whole.
+//!
+//! A watch that breaks is begun anew with a list, which replaces the one before in one go; until then the last one
+//! holds. So the API server's absence changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_core::{Namespace, NodeName};
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node, Pod};
+use kube::runtime::utils::Backoff;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::{KubernetesOptions, read};
+use crate::objects::{KUBE_SYSTEM, NamespaceObject, NodeObject, Objects};
+
+/// The shortest and longest wait before a broken watch is begun anew.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// What was listed so far.
+#[derive(Debug, Default)]
+struct Lists {
+    namespaces: Option<Arc<BTreeMap<Namespace, NamespaceObject>>>,
+    nodes: Option<Arc<BTreeMap<NodeName, NodeObject>>>,
+    agents: Option<Arc<BTreeMap<NodeName, bool>>>,
+}
+
+/// The reflectors at work; dropping it ends them.
+#[derive(Debug)]
+pub struct Following {
+    objects: watch::Receiver<Option<Objects>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Following {
+    /// What Kubernetes has; none until everything was listed once.
+    pub fn objects(&self) -> watch::Receiver<Option<Objects>> {
+        self.objects.clone()
+    }
+}
+
+/// Begins to follow namespaces, nodes and agents' pods. Must be called within a tokio runtime.
+pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
+    let (sender, objects) = watch::channel(None);
+    let shared = Arc::new(Shared { lists: std::sync::Mutex::default(), sender });
+    let mut tasks = JoinSet::new();
+
+    let to = Arc::clone(&shared);
+    tasks.spawn(reflect(
+        Api::<ApiNamespace>::all(client.clone()),
+        watcher::Config::default(),
+        read::namespace,
+        move |map| {
+            to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
+        },
+    ));
+    let to = Arc::clone(&shared);
+    tasks.spawn(reflect(Api::<Node>::all(client.clone()), watcher::Config::default(), read::node, move |map| {
+        to.update(|lists| lists.nodes = Some(Arc::new(map.clone())));
+    }));
+    let pods = Api::<Pod>::namespaced(client.clone(), &options.agent_namespace);
+    let selected = watcher::Config::default().labels(&options.agent_selector);
+    tasks.spawn(reflect(pods, selected, read::agent, move |map| {
+        let mut ready = BTreeMap::new();
+        for (node, is_ready) in map.values() {
+            *ready.entry(node.clone()).or_default() |= is_ready;
+        }
+        shared.update(|lists| lists.agents = Some(Arc::new(ready)));
+    }));
+    Following { objects, _tasks: tasks }
+}
+
+struct Shared {
+    lists: std::sync::Mutex<Lists>,
+    sender: watch::Sender<Option<Objects>>,
+}
+
+impl Shared {
+    /// Changes a list, and gives all out if they are whole and differ from what was given out before.
+    fn update(&self, change: impl FnOnce(&mut Lists)) {
+        let mut lists = self.lists.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(&mut lists);
+        let (Some(namespaces), Some(nodes), Some(agents)) = (&lists.namespaces, &lists.nodes, &lists.agents) else {
+            return;
+        };
+        if !namespaces.keys().any(|name| name.as_str() == KUBE_SYSTEM) {
+            warn!(
+                "the API server shows no namespace {KUBE_SYSTEM}, which every cluster has: nothing of it is believed until it does"
+            );
+            return;
+        }
+        let now = Objects { namespaces: Arc::clone(namespaces), nodes: Arc::clone(nodes), agents: Arc::clone(agents) };
+        self.sender.send_if_modified(|before| {
+            if before.is_none() {
+                info!(namespaces = now.namespaces.len(), nodes = now.nodes.len(), "Kubernetes was listed");
+            }
+            let differs = before.as_ref() != Some(&now);
+            *before = Some(now);
+            differs
+        });
+    }
+}
+
+/// Keeps one list up to date; gives it out after each whole list and each change that matters.
+async fn reflect<K, N, V>(
+    api: Api<K>,
+    config: watcher::Config,
+    read: fn(K) -> Option<(N, V)>,
+    give: impl Fn(&BTreeMap<N, V>),
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    N: Ord + Clone,
+    V: PartialEq + Clone,
+{
+    let kind = K::kind(&()).into_owned();
+    let stream = watcher(api, config).backoff(Retry::default());
+    pin_mut!(stream);
+    let (mut held, mut fresh) = (BTreeMap::new(), BTreeMap::new());
+    let mut failing = false;
+    while let Some(event) = stream.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                if failing {
+                    debug!(kind, %error, "the API server cannot be read");
+                } else {
+                    warn!(kind, %error, "the API server cannot be read: what it showed last holds until it can");
+                }
+                failing = true;
+                continue;
+            }
+        };
+        match event {
+            watcher::Event::Init => fresh = BTreeMap::new(),
+            watcher::Event::InitApply(object) => fresh.extend(read(object)),
+            watcher::Event::InitDone => {
+                held = std::mem::take(&mut fresh);
+                debug!(kind, count = held.len(), "listed");
+                give(&held);
+            }
+            watcher::Event::Apply(object) => {
+                if let Some((name, value)) = read(object)
+                    && held.get(&name) != Some(&value)
+                {
+                    held.insert(name, value);
+                    give(&held);
+                }
+            }
+            watcher::Event::Delete(object) => {
+                if read(object).is_some_and(|(name, _)| held.remove(&name).is_some()) {
+                    give(&held);
+                }
+            }
+        }
+        if failing {
+            info!(kind, "the API server can be read again");
+            failing = false;
+        }
+    }
+}
+
+/// Waits that double up to a limit.
+#[derive(Debug)]
+struct Retry(Duration);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self(RETRY.0)
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(RETRY.1);
+        Some(wait)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.0 = RETRY.0;
+    }
+}

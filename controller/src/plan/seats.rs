@@ -1,0 +1,268 @@
+//! Nodes that Kubernetes has: each gets a subnet, and keeps it when its address changes or it is made anew.
+//!
+//! A Node's first internal address is its seat: the key of its entry. The name says who it is, so an entry of the same
+//! name elsewhere moves here, with its subnet, in one transaction; nodes that swap addresses swap in one. An entry that
+//! stands under the address already is of the same machine, whatever its name was. Entries without a UID that no Node
+//! claims are machines outside Kubernetes: theirs is the mailbox alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use bulkhead_core::NodeName;
+use bulkhead_core::cluster::Networks;
+use bulkhead_core::ledger::{NodeEntry, to_json};
+use bulkhead_core::record::{Record, SubnetRecord};
+
+use super::mirror::node_record;
+use super::nodes::{self, Ask, Blocks};
+use super::note::Note;
+use super::numbers::Draft;
+use super::step::Step;
+use crate::objects::{NodeObject, Objects, Source};
+use crate::state::State;
+
+/// Who sits where.
+pub(super) struct Seats<'a> {
+    state: &'a State,
+    objects: &'a Objects,
+    /// The seats of living Nodes.
+    taken: BTreeMap<&'a NodeName, IpAddr>,
+    /// Where entries of a name are, and whether each has a UID.
+    by_host: BTreeMap<&'a NodeName, Vec<(IpAddr, bool)>>,
+    /// Nodes that can have none, and why.
+    pub(super) problems: BTreeMap<&'a NodeName, String>,
+}
+
+/// A node whose entry is not as it should be.
+struct Change<'a> {
+    host: &'a NodeName,
+    object: &'a NodeObject,
+    address: IpAddr,
+    /// Where its entry is now.
+    from: Option<IpAddr>,
+}
+
+fn entry(state: &State, address: IpAddr) -> Option<&NodeEntry> {
+    state.nodes.get(&address).and_then(|held| held.value.as_ref().ok())
+}
+
+impl<'a> Seats<'a> {
+    /// None until Kubernetes was listed.
+    pub(super) fn new(state: &'a State, networks: &Networks) -> Option<Self> {
+        let objects = state.source.objects()?;
+        let mut claims = BTreeMap::<IpAddr, Vec<&NodeName>>::new();
+        let mut problems = BTreeMap::new();
+        for (name, object) in &*objects.nodes {
+            let checked = match object.addresses.first() {
+                Some(address) => nodes::check_address(&address.to_string(), networks),
+                None => Err("it has no InternalIP; the kubelet sets it (--node-ip)".to_owned()),
+            };
+            match checked {
+                Ok(address) => claims.entry(address).or_default().push(name),
+                Err(problem) => drop(problems.insert(name, problem)),
+            }
+        }
+        let mut taken = BTreeMap::new();
+        for (address, names) in claims {
+            let holder = entry(state, address).map(|entry| &entry.host);
+            let winner = names.iter().find(|name| Some(**name) == holder).or(names.first()).copied();
+            for name in names {
+                if Some(name) == winner {
+                    taken.insert(name, address);
+                } else if let Some(winner) = winner {
+                    problems.insert(name, format!("its InternalIP {address} is that of the node {winner}"));
+                }
+            }
+        }
+        let mut by_host = BTreeMap::<&NodeName, Vec<_>>::new();
+        for (address, node) in state.nodes() {
+            by_host.entry(&node.host).or_default().push((address, node.uid.is_some()));
+        }
+        Some(Self { state, objects, taken, by_host, problems })
+    }
+
+    /// The address of a node's entry: the one at its seat before others.
+    fn current(&self, host: &NodeName, seat: IpAddr) -> Option<IpAddr> {
+        let own = self.by_host.get(host)?.iter().copied();
+        own.min_by_key(|&(address, tied)| (address != seat, !tied)).map(|(address, _)| address)
+    }
+
+    /// Whether an entry is of a Node of this cluster that has no use for it any more.
+    fn is_left(&self, address: IpAddr, node: &NodeEntry) -> bool {
+        if node.uid.is_none() {
+            return false;
+        }
+        match self.taken.get(&node.host) {
+            Some(seat) => *seat != address && entry(self.state, *seat).is_some_and(|entry| entry.host == node.host),
+            None => !self.objects.nodes.contains_key(&node.host) && self.state.overdue.contains(&address),
+        }
+    }
+
+    fn changes(&self) -> Vec<Change<'a>> {
+        let mut changes = Vec::new();
+        for (&host, &address) in &self.taken {
+            let Some(object) = self.objects.nodes.get(host) else { continue };
+            let from = self.current(host, address);
+            let settled = entry(self.state, address).is_some_and(|entry| {
+                entry.host == *host && entry.uid.as_ref() == Some(&object.uid) && entry.addresses == object.addresses
+            });
+            if !settled {
+                changes.push(Change { host, object, address, from });
+            }
+        }
+        changes
+    }
+
+    /// Whether the entry under a seat goes with its Node to another one.
+    fn moves_away(&self, entry: &NodeEntry, from: IpAddr) -> bool {
+        self.taken.get(&entry.host).is_some_and(|seat| *seat != from)
+            && self.taken.get(&entry.host).is_some_and(|seat| self.current(&entry.host, *seat) == Some(from))
+    }
+}
+
+/// Whether a node's subnet is to be taken back.
+pub(super) fn is_over(state: &State, seats: Option<&Seats>, address: IpAddr, node: &NodeEntry) -> bool {
+    let recorded = state.subnets.contains_key(&address.to_string());
+    match (&state.source, seats) {
+        (Source::Records, _) => !recorded,
+        (Source::Kubernetes(_), Some(seats)) if node.uid.is_some() => seats.is_left(address, node),
+        (Source::Kubernetes(_), Some(seats)) => !recorded && !seats.taken.values().any(|seat| *seat == address),
+        (Source::Kubernetes(_), None) => false,
+    }
+}
+
+/// Brings entries in line with the Nodes.
+pub(super) fn step(state: &State, networks: &Networks) -> Option<Step> {
+    let seats = Seats::new(state, networks)?;
+    let changes = seats.changes();
+    if changes.is_empty() {
+        return None;
+    }
+    let draft = Draft::new(state)?;
+    let claimed: BTreeSet<String> = changes.iter().map(|change| change.address.to_string()).collect();
+    let waiting: Vec<_> = state
+        .subnets
+        .iter()
+        .filter(|(segment, _)| !nodes::is_admitted(state, segment) && !claimed.contains(*segment))
+        .collect();
+    let mut blocks = Blocks::new(state, networks, &waiting)?;
+    let mut turn = nodes::last_turn(state);
+    let mut step = Step::default();
+    for together in grouped(changes) {
+        let Some(item) = seat(&seats, networks, &draft, &mut blocks, &mut turn, &together) else { continue };
+        if !step.absorb(&item) {
+            break;
+        }
+    }
+    step.some()
+}
+
+/// Changes that touch the same entries, together.
+fn grouped(changes: Vec<Change<'_>>) -> Vec<Vec<Change<'_>>> {
+    let mut groups: Vec<(BTreeSet<IpAddr>, Vec<Change>)> = Vec::new();
+    for change in changes {
+        let mut keys: BTreeSet<IpAddr> = [Some(change.address), change.from].into_iter().flatten().collect();
+        let mut members = vec![change];
+        let (touched, apart): (Vec<_>, Vec<_>) = groups.into_iter().partition(|(held, _)| !held.is_disjoint(&keys));
+        groups = apart;
+        for (held, others) in touched {
+            keys.extend(held);
+            members.extend(others);
+        }
+        groups.push((keys, members));
+    }
+    groups.into_iter().map(|(_, members)| members).collect()
+}
+
+/// One transaction for nodes that touch the same entries; none if a subnet is missing.
+fn seat(
+    seats: &Seats,
+    networks: &Networks,
+    draft: &Draft,
+    blocks: &mut Blocks,
+    turn: &mut u64,
+    together: &[Change],
+) -> Option<Step> {
+    let (state, keys) = (seats.state, seats.state.keys());
+    let mut item = Step::default();
+    for from in together.iter().filter_map(|change| change.from.filter(|from| *from != change.address)) {
+        let record = state.subnets.get(&from.to_string()).map_or(0, |held| held.revision);
+        item.expect(keys.ledger_node(from), state.nodes.get(&from)?.revision);
+        item.expect(keys.subnet(from), record);
+        item.delete(keys.ledger_node(from));
+        if record != 0 {
+            item.delete(keys.subnet(from));
+        }
+        // A subnet goes from entry to entry: no allocation may have been planned on the state before.
+        draft.serialise(&mut item);
+    }
+    for change in together {
+        let standing = entry(state, change.address);
+        let held = state.subnets.get(&change.address.to_string());
+        let inherited = standing.filter(|entry| !seats.moves_away(entry, change.address));
+        let kept = match change.from {
+            Some(from) => entry(state, from),
+            None => inherited,
+        };
+        let mut adopted = false;
+        let subnets = if let Some(kept) = kept {
+            kept.subnets
+        } else {
+            let asked = held.and_then(|held| nodes::ask(&change.address.to_string(), &held.value, networks).ok());
+            let wish = Ask { address: change.address, host: change.host.clone(), subnets: None };
+            let named = asked.filter(|ask| ask.subnets.is_some()).and_then(|ask| blocks.give(&ask).ok());
+            adopted = named.is_some();
+            let (subnets, reused) = named.or_else(|| blocks.give(&wish).ok())?;
+            if let Some((segment, revision)) = reused {
+                let key = format!("{}{segment}", keys.released_subnets());
+                item.expect(key.as_str(), revision);
+                item.delete(key);
+            }
+            item.expect(keys.ledger_cluster(), state.cluster.as_ref().map_or(0, |held| held.revision));
+            draft.serialise(&mut item);
+            subnets
+        };
+        // Somebody's entry that is neither kept nor moved gives its subnet back.
+        if let Some(displaced) = inherited.filter(|entry| entry.subnets != subnets) {
+            *turn += 1;
+            nodes::queue(state, displaced.subnets, *turn, &mut item);
+        }
+        let node = NodeEntry {
+            host: change.host.clone(),
+            addresses: change.object.addresses.clone(),
+            subnets,
+            uid: Some(change.object.uid.clone()),
+        };
+        item.expect(keys.ledger_node(change.address), state.nodes.get(&change.address).map_or(0, |held| held.revision));
+        item.expect(keys.subnet(change.address), held.map_or(0, |held| held.revision));
+        item.put(keys.ledger_node(change.address), to_json(&node));
+        let former = change.from.and_then(|from| state.subnets.get(&from.to_string())).or(held);
+        let unknown = former.and_then(|held| held.value.record()).map(|record| record.unknown.clone());
+        let record = SubnetRecord { unknown: unknown.unwrap_or_default(), ..node_record(change.address, &node) };
+        item.put(keys.subnet(change.address), record.to_json());
+        let (host, address) = (change.host.clone(), change.address);
+        item.note(if kept.is_some() {
+            Note::Seated { host, address, was: change.from.filter(|from| *from != address), subnets }
+        } else {
+            Note::Admitted { host, address, subnets, adopted }
+        });
+    }
+    Some(item)
+}
+
+/// Nodes that have no subnet, and why.
+pub(super) fn problems(state: &State, networks: &Networks) -> BTreeMap<NodeName, String> {
+    let Some(seats) = Seats::new(state, networks) else { return BTreeMap::new() };
+    let mut problems: BTreeMap<NodeName, String> =
+        seats.problems.iter().map(|(name, problem)| ((*name).clone(), problem.clone())).collect();
+    let without =
+        seats.changes().into_iter().filter(|change| change.from.is_none() && entry(state, change.address).is_none());
+    for change in without {
+        let wish = Ask { address: change.address, host: change.host.clone(), subnets: None };
+        let given = Blocks::new(state, networks, &[]).map(|mut blocks| blocks.give(&wish));
+        if let Some(Err(problem)) = given {
+            problems.insert(change.host.clone(), problem);
+        }
+    }
+    problems
+}
