@@ -13,10 +13,10 @@ setup: ## Install what is missing on this Debian machine, and say what
 	@scripts/setup
 
 build: setup ## Build every binary for development
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --workspace --exclude bulkhead-kubernetes-tests --bins
 
 release: setup ## Build every binary as it is shipped: static
-	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --bins --release --target $(TARGET)
+	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --exclude bulkhead-kubernetes-tests --bins --release --target $(TARGET)
 	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
 	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
 

@@ -26,6 +26,8 @@ use crate::{dns, images, kubeconfig};
 
 /// The node with the control plane; ordinary pods are kept off it.
 pub const CONTROL: &str = "control";
+/// The keys of etcd that the certificate of [`Cluster::etcd_client`] may read and write.
+pub const BULKHEAD_PREFIX: &str = "/k8s.ovs.com/ovs/network/";
 const CONTROL_ADDRESS: u8 = 10;
 const FIRST_WORKER: u8 = 11;
 /// Workers beyond this have no address in the underlay's plan.
@@ -141,7 +143,26 @@ fn start_etcd(underlay: &Underlay, authority: &Authority, dir: &Path) -> Result<
         client_certificate: pki.join("root.crt"),
         client_key: pki.join("root.key"),
     };
-    Etcd::start_with(Arc::clone(&underlay.infra), vec![address], dir, Some(tls))
+    let etcd = Etcd::start_with(Arc::clone(&underlay.infra), vec![address], dir, Some(tls))?;
+    limit_users(&etcd)?;
+    Ok(etcd)
+}
+
+/// The API server's user may do anything, Bulkhead's only what is below its prefix. Users are certificates' common names.
+fn limit_users(etcd: &Etcd) -> Result<(), LabError> {
+    let prefix = ["role", "grant-permission", "bulkhead", "--prefix=true", "readwrite", BULKHEAD_PREFIX];
+    for words in [
+        &["user", "add", "root", "--no-password"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "bulkhead"],
+        &prefix,
+        &["user", "add", "bulkhead", "--no-password"],
+        &["user", "grant-role", "bulkhead", "bulkhead"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(words)?;
+    }
+    Ok(())
 }
 
 impl Cluster {
@@ -165,6 +186,8 @@ impl Cluster {
         })?;
         self.kubectl.apply(&dns::manifests())?;
         self.await_registered()?;
+        // A kubelet may not give itself a role.
+        self.kubectl.run(&["label", "node", CONTROL, "node-role.kubernetes.io/control-plane="])?;
         say("the nodes are registered");
         if self.spec.network == Network::Reference {
             self.await_nodes_ready()?;
@@ -210,7 +233,7 @@ impl Cluster {
         self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a client of etcd shows; its certificate is for the user `bulkhead`.
+    /// What a client of etcd shows; its certificate is for the user `bulkhead`, who is kept to [`BULKHEAD_PREFIX`].
     pub fn etcd_client(&self) -> EtcdClient {
         let pki = self.dir().join("etcd-pki");
         EtcdClient {

@@ -20,7 +20,7 @@ pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
 pub const DNSUTILS: &str = "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7";
 
 /// Programs of the host that pods of the upstream tests call by name.
-const TOOLS: [&str; 54] = [
+const TOOLS: [&str; 56] = [
     "awk",
     "basename",
     "bash",
@@ -38,6 +38,7 @@ const TOOLS: [&str; 54] = [
     "expr",
     "false",
     "find",
+    "getent",
     "grep",
     "head",
     "host",
@@ -75,6 +76,7 @@ const TOOLS: [&str; 54] = [
     "true",
     "uniq",
     "wc",
+    "wget",
 ];
 const PLACES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 

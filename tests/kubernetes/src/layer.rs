@@ -46,6 +46,7 @@ impl Layer {
         base.add("tmp", Entry::Directory(0o1777));
         base.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
             .text("/etc/group", "root:x:0:\nnogroup:x:65534:\n")
+            .text("/etc/nsswitch.conf", "hosts: files dns\n")
     }
 
     fn add(&mut self, path: impl AsRef<Path>, entry: Entry) {

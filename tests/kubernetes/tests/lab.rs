@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bulkhead_kubernetes_tests::cluster::CONTROL;
+use bulkhead_kubernetes_tests::cluster::{BULKHEAD_PREFIX, CONTROL};
 use bulkhead_kubernetes_tests::image::Archive;
 use bulkhead_kubernetes_tests::network::DNS_ADDRESS;
 use bulkhead_kubernetes_tests::pod::WEB;
@@ -37,10 +37,15 @@ impl Host {
         let files = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/netfilter/nf_conntrack_max"];
         Self {
             links: String::from_utf8(output.stdout).unwrap(),
-            mounts: registry::mounts_below(Path::new("/")),
+            // Other labs may come and go meanwhile.
+            mounts: registry::mounts_below(Path::new("/")).into_iter().filter(|path| !is_in_a_lab(path)).collect(),
             kernel: files.map(|file| fs::read_to_string(Path::new("/proc/sys").join(file)).unwrap_or_default()).into(),
         }
     }
+}
+
+fn is_in_a_lab(path: &Path) -> bool {
+    path.to_string_lossy().starts_with("/dev/shm/bhl")
 }
 
 /// Processes that belong to a lab by their control group or their root.
@@ -62,6 +67,7 @@ fn expect_nothing_left(number: u8) {
     let prefix = format!("bhl{number}");
     let dir = Path::new("/dev/shm").join(&prefix);
     assert!(!dir.exists(), "{}", dir.display());
+    assert_eq!(registry::mounts_below(&dir), Vec::<PathBuf>::new());
     assert!(!cgroup::exists(Path::new(&prefix)).unwrap());
     assert_eq!(processes_of(&prefix, &dir), Vec::<String>::new());
 }
@@ -87,39 +93,47 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     let host = Host::look();
     let cluster = Cluster::builder().network(Network::Reference).start().unwrap();
     let number = cluster.id().number();
-    let begin = Instant::now();
+    let mut begin = Instant::now();
+    let mut say = |what: &str| {
+        println!("{what} after {:.1} s", begin.elapsed().as_secs_f64());
+        begin = Instant::now();
+    };
     let a = Pod::start(&cluster, "default", "a", "n1").unwrap();
-    println!("the first pod is ready {:.1} s after it was created", begin.elapsed().as_secs_f64());
+    say("the first pod is ready");
     let b = Pod::start(&cluster, "default", "b", "n2").unwrap();
     pings(&a, &b);
     resolves(&a).unwrap();
     cluster.kubectl().run(&["expose", "pod", "b", "--port=80", &format!("--target-port={WEB}")]).unwrap();
     let served = || a.fetches("b.default").unwrap().then_some(());
     wait::until("the service by its name", Duration::from_secs(20), served).unwrap();
+    say("pods, names and services work");
 
     // Services of the node come back; pods do not notice.
     cluster.restart_containerd("n2").unwrap();
     cluster.restart_kubelet("n2").unwrap();
     pings(&a, &b);
     cluster.await_ready("n2").unwrap();
+    say("a node's services are back");
 
     // The control plane away: what runs goes on.
     cluster.stop_api().unwrap();
     assert!(cluster.kubectl().run(&["get", "nodes"]).is_err());
     cluster.start_api().unwrap();
     cluster.stop_etcd().unwrap();
-    assert!(cluster.kubectl().run(&["get", "nodes"]).is_err());
+    assert!(cluster.kubectl().run(&["get", "nodes", "--request-timeout=2s"]).is_err());
     cluster.start_etcd().unwrap();
     wait::until("the API after etcd", Duration::from_secs(30), || cluster.kubectl().run(&["get", "nodes"]).ok())
         .unwrap();
     pings(&a, &b);
     assert_eq!(b.restarts().unwrap(), 0);
+    say("the control plane is back");
 
     // A cable pulled.
     cluster.cut_off("n2").unwrap();
     assert!(!a.pings(b.address()).unwrap());
     cluster.reconnect("n2").unwrap();
     pings(&a, &b);
+    say("the cable is back");
 
     // A power cut: the disk stays, the pod is started anew.
     cluster.node("n2").unwrap().disk().write("/var/lib/bulkhead/kept", "yes").unwrap();
@@ -133,6 +147,7 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     let b = Pod::find(cluster.kubectl(), "default", "b").unwrap();
     pings(&a, &b);
     resolves(&b).unwrap();
+    say("the node is back");
 
     // A node more, a node less, and one of the same name.
     let name = cluster.add_node().unwrap();
@@ -145,9 +160,9 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     cluster.await_ready("n3").unwrap();
     pings(&a, &Pod::start(&cluster, "default", "d", "n3").unwrap());
 
-    let begin = Instant::now();
+    say("nodes have come and gone");
     drop(cluster);
-    println!("removed in {:.1} s", begin.elapsed().as_secs_f64());
+    say("all is removed");
     expect_nothing_left(number);
     assert_eq!(Host::look(), host);
 }
@@ -177,14 +192,17 @@ fn a_node_without_a_network_is_not_ready_and_kube_proxy_does_nftables() {
     for (file, name) in [(&client.authority, "ca.crt"), (&client.certificate, "etcd.crt"), (&client.key, "etcd.key")] {
         n1.disk().write(&format!("/etc/bulkhead/{name}"), &fs::read_to_string(file).unwrap()).unwrap();
     }
-    let etcdctl =
-        ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &client.endpoints, "--cacert", "/etc/bulkhead/ca.crt"];
+    let etcdctl = ["env", "ETCDCTL_API=3", "etcdctl", "--command-timeout=2s", "--endpoints", &client.endpoints];
+    let authority = ["--cacert", "/etc/bulkhead/ca.crt"];
     let certificate = ["--cert", "/etc/bulkhead/etcd.crt", "--key", "/etc/bulkhead/etcd.key"];
-    n1.exec(&[&etcdctl[..], &certificate, &["put", "/k8s.ovs.com/ovs/network/x", "1"]].concat(), &[]).unwrap();
-    assert!(
-        n1.exec(&[&etcdctl[..], &["--command-timeout=2s", "get", "/"]].concat(), &[]).is_err(),
-        "without a certificate"
-    );
+    let ask =
+        |certificate: &[&str], words: &[&str]| n1.exec(&[&etcdctl[..], &authority, certificate, words].concat(), &[]);
+    let own = format!("{BULKHEAD_PREFIX}x");
+    ask(&certificate, &["put", &own, "1"]).unwrap();
+    assert_eq!(ask(&certificate, &["get", "--print-value-only", &own]).unwrap(), "1\n");
+    let refused = ask(&certificate, &["get", "--prefix", "/registry/"]).unwrap_err().to_string();
+    assert!(refused.contains("permission denied"), "{refused}");
+    assert!(ask(&[], &["get", &own]).is_err(), "without a certificate");
 }
 
 #[test]
