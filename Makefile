@@ -4,19 +4,19 @@ CARGO ?= cargo
 TARGET := $(shell uname -m)-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab test lint bench clean
+.PHONY: help setup build release demo lab test lint bench clean kubernetes-programs kubernetes-lab test-kubernetes
 
 help: ## What there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing on this Debian machine, and say what
 	@scripts/setup
 
 build: setup ## Build every binary for development
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --workspace --exclude bulkhead-kubernetes-tests --bins
 
 release: setup ## Build every binary as it is shipped: static
-	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --bins --release --target $(TARGET)
+	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --exclude bulkhead-kubernetes-tests --bins --release --target $(TARGET)
 	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
 	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
 
@@ -27,7 +27,18 @@ lab: build ## The demo's nodes, left up for you to try things on
 	target/debug/bulkhead-lab up
 
 test: build ## Every test: needs root, leaves nothing behind
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --exclude bulkhead-kubernetes-tests
+
+kubernetes-programs: ## Build the Kubernetes of the lab, once, into a cache outside the tree
+	@scripts/setup kubernetes
+	tests/kubernetes/build/build.sh
+
+kubernetes-lab: kubernetes-programs ## A real Kubernetes on this machine, left up for you to try things on
+	$(CARGO) build -p bulkhead-kubernetes-tests
+	target/debug/bulkhead-kubernetes-lab up
+
+test-kubernetes: kubernetes-programs build ## The suites on a real Kubernetes: needs root, leaves nothing behind
+	$(CARGO) test -p bulkhead-kubernetes-tests
 
 lint: setup ## Formatting and lints, warnings denied
 	$(CARGO) fmt --all --check

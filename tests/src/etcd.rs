@@ -17,7 +17,23 @@ use crate::wait;
 
 const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
+const HEALTH_PORT: u16 = 2381;
 const START: Duration = Duration::from_secs(10);
+
+/// The files of members that serve clients with certificates only.
+#[derive(Debug, Clone)]
+pub struct EtcdTls {
+    /// The authority of both sides.
+    pub authority: PathBuf,
+    /// The members' certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The certificate that `etcdctl` shows.
+    pub client_certificate: PathBuf,
+    /// Its key.
+    pub client_key: PathBuf,
+}
 
 /// One, three or five members that form a cluster.
 #[derive(Debug)]
@@ -26,22 +42,37 @@ pub struct Etcd {
     addresses: Vec<Ipv4Addr>,
     members: Vec<Option<Process>>,
     dir: PathBuf,
+    tls: Option<EtcdTls>,
 }
 
 impl Etcd {
     /// Starts a member at each address and waits until they take writes.
     pub fn start(netns: Arc<Netns>, addresses: Vec<Ipv4Addr>, dir: &Path) -> Result<Self, LabError> {
+        Self::start_with(netns, addresses, dir, None)
+    }
+
+    /// As [`Self::start`], for clients with certificates.
+    pub fn start_with(
+        netns: Arc<Netns>,
+        addresses: Vec<Ipv4Addr>,
+        dir: &Path,
+        tls: Option<EtcdTls>,
+    ) -> Result<Self, LabError> {
         let members = addresses.iter().map(|_| None).collect();
-        let mut etcd = Self { netns, addresses, members, dir: dir.to_owned() };
+        let mut etcd = Self { netns, addresses, members, dir: dir.to_owned(), tls };
         etcd.start_all()?;
         Ok(etcd)
     }
 
     /// For `--etcd-endpoints`.
     pub fn endpoints(&self) -> String {
-        let urls: Vec<String> =
-            self.addresses.iter().map(|address| format!("http://{address}:{CLIENT_PORT}")).collect();
+        let urls: Vec<String> = self.addresses.iter().map(|address| self.client_url(*address)).collect();
         urls.join(",")
+    }
+
+    fn client_url(&self, address: Ipv4Addr) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}:{CLIENT_PORT}")
     }
 
     /// Starts the members that do not run, their data as it was.
@@ -70,18 +101,23 @@ impl Etcd {
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .arg("--data-dir")
             .arg(self.dir.join(&name))
-            .args(["--listen-client-urls", &at(address, CLIENT_PORT)])
-            .args(["--advertise-client-urls", &at(address, CLIENT_PORT)])
+            .args(["--listen-client-urls", &self.client_url(address)])
+            .args(["--advertise-client-urls", &self.client_url(address)])
+            .args(["--listen-metrics-urls", &at(address, HEALTH_PORT)])
             .args(["--listen-peer-urls", &at(address, PEER_PORT)])
             .args(["--initial-advertise-peer-urls", &at(address, PEER_PORT)])
             .args(["--initial-cluster", &cluster]);
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.authority);
+            command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
+        }
         let log = self.dir.join(format!("{name}.log"));
         self.members[index] = Some(Process::start(&self.netns, &name, command, &log)?);
         Ok(())
     }
 
     fn await_healthy(&mut self, index: usize) -> Result<(), LabError> {
-        let address = SocketAddr::from((self.addresses[index], CLIENT_PORT));
+        let address = SocketAddr::from((self.addresses[index], HEALTH_PORT));
         if let Some(member) = &mut self.members[index] {
             wait::until(&format!("etcd at {address} taking writes"), START, || {
                 if let Err(died) = member.check() {
@@ -144,7 +180,9 @@ impl Etcd {
 
     fn ctl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<String, LabError> {
         let endpoints = format!("--endpoints={}", self.endpoints());
-        let all = [&["ETCDCTL_API=3", "etcdctl", &endpoints], arguments].concat();
+        let tls: Vec<String> = self.tls.iter().flat_map(EtcdTls::client_flags).collect();
+        let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+        let all = [&["ETCDCTL_API=3", "etcdctl", &endpoints], &tls[..], arguments].concat();
         self.netns.exec("env", &all, input)
     }
 
@@ -181,6 +219,13 @@ impl Etcd {
     /// Removes a key.
     pub fn delete(&self, key: &str) -> Result<(), LabError> {
         self.ctl(&["del", key]).map(drop)
+    }
+}
+
+impl EtcdTls {
+    fn client_flags(&self) -> [String; 3] {
+        [("cacert", &self.authority), ("cert", &self.client_certificate), ("key", &self.client_key)]
+            .map(|(flag, file)| format!("--{flag}={}", file.display()))
     }
 }
 

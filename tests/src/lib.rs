@@ -6,6 +6,7 @@
 //! whose process was killed is removed by the next that starts.
 
 pub mod binaries;
+pub mod cgroup;
 pub mod cli;
 pub mod cluster;
 pub mod counters;
@@ -29,13 +30,15 @@ pub mod process;
 pub mod registry;
 pub mod runtime;
 pub mod service;
+pub mod signals;
+pub mod standing;
+pub mod syscall;
 pub mod table;
 pub mod tenancy;
 pub mod underlay;
 pub mod undisturbed;
 pub mod wait;
-
-mod syscall;
+pub mod worker;
 
 pub use endpoint::Endpoint;
 pub use error::LabError;

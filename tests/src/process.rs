@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::{LabError, Tried};
-use crate::netns::Netns;
 use crate::wait;
+use crate::worker::Worker;
 
 /// A program that runs until it is stopped; killed when dropped.
 #[derive(Debug)]
@@ -21,11 +21,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program in a namespace; what it prints is appended to `log`.
-    pub fn start(netns: &Netns, name: &str, mut command: Command, log: &Path) -> Result<Self, LabError> {
+    /// Starts a program in a worker's namespaces; what it prints is appended to `log`.
+    pub fn start(place: &Worker, name: &str, mut command: Command, log: &Path) -> Result<Self, LabError> {
         let open = || File::options().create(true).append(true).open(log).tried(|| format!("open {}", log.display()));
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-        let child = netns.spawn(command)?;
+        let child = place.spawn(command)?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 

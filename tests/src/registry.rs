@@ -1,8 +1,8 @@
 //! The labs of this machine: a lock each, and the removal of those whose lock is free.
 //!
 //! A lab holds an exclusive lock (flock(2)) on `/run/bulkhead-lab/<id>.lock` as long as its process lives, so that a lab whose
-//! process was killed is told from one that runs. All else of it is below `/dev/shm/bhl<id>` and in namespaces whose paths
-//! are there.
+//! process was killed is told from one that runs. All else of it is below `/dev/shm/bhl<id>`, in namespaces whose paths
+//! are there, and in control groups `bhl<id>`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cgroup;
 use crate::error::{LabError, Tried};
 use crate::wait;
 
@@ -190,6 +191,7 @@ fn remove_remains(id: LabId) -> Result<(), LabError> {
     for mount in mounts_below(&dir) {
         unmount(&mount, UnmountFlags::DETACH).tried(|| format!("unmount {}", mount.display()))?;
     }
+    cgroup::remove(Path::new(&id.prefix()))?;
     fs::remove_dir_all(&dir).tried(|| format!("remove {}", dir.display()))
 }
 

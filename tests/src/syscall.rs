@@ -17,6 +17,20 @@ pub fn unshare_network() -> io::Result<()> {
     Ok(())
 }
 
+/// Puts the calling thread into a mount, UTS and IPC namespace of its own: copies of what they were.
+pub fn unshare_machine() -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC) }?;
+    Ok(())
+}
+
+/// The calling thread's next child is the first process of a new PID namespace; all later ones are born in it too.
+pub fn unshare_processes() -> io::Result<()> {
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+    Ok(())
+}
+
 /// The child gets SIGKILL when the thread that spawned it ends.
 pub fn die_with_parent(command: &mut Command) {
     // SAFETY: prctl(2) is async-signal-safe; the closure touches no memory of the parent.

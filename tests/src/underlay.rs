@@ -87,8 +87,11 @@ impl Underlay {
     /// Plugs a namespace into the switch: its device is `eth0`, its default route the outside machine.
     pub fn join(&self, netns: &Netns, last: u8) -> Result<(), LabError> {
         let (port, path) = (netns.name(), netns.path().display());
-        self.switch
-            .ip(&format!("link add {port} type veth peer name eth0 netns {path}\nlink set {port} master br0 up"))?;
+        // A machine that is started anew keeps its card.
+        let mac = format!("02:62:68:{:02x}:00:{last:02x}", self.id.number());
+        self.switch.ip(&format!(
+            "link add {port} type veth peer name eth0 address {mac} netns {path}\nlink set {port} master br0 up"
+        ))?;
         let mut lines = format!("address add {}/24 dev eth0\nlink set eth0 up\n", self.address(last));
         if last != OUTSIDE {
             let _ = writeln!(lines, "route add default via {}", self.outside_address());
@@ -97,6 +100,21 @@ impl Underlay {
             let _ = writeln!(lines, "route add {}/26 via {}", self.address(128), self.address(ROUTER));
         }
         netns.ip(&lines).map(drop)
+    }
+
+    /// Pulls the plug of a namespace that joined under this name.
+    pub fn leave(&self, name: &str) -> Result<(), LabError> {
+        self.switch.ip(&format!("link del {name}")).map(drop)
+    }
+
+    /// The switch forwards nothing to or from this machine any more; its link stays up.
+    pub fn cut(&self, name: &str) -> Result<(), LabError> {
+        self.switch.ip(&format!("link set {name} nomaster")).map(drop)
+    }
+
+    /// Undoes [`Self::cut`].
+    pub fn mend(&self, name: &str) -> Result<(), LabError> {
+        self.switch.ip(&format!("link set {name} master br0")).map(drop)
     }
 
     /// Plugs a namespace in behind the narrow path.

@@ -7,11 +7,10 @@ use bulkhead_tests::flow::{PacketFlow, TcpFlow};
 use bulkhead_tests::goodput;
 use bulkhead_tests::lab::Lab;
 use bulkhead_tests::matrix::Matrix;
+use bulkhead_tests::signals;
 use bulkhead_tests::table::Table;
 use bulkhead_tests::tenancy::Tenancy;
 use bulkhead_tests::{Endpoint, LabError, PodSpec};
-
-use crate::signals;
 
 const RATE: u64 = 10_000_000;
 

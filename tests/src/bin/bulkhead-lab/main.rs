@@ -2,7 +2,6 @@
 
 mod demo;
 mod run;
-mod signals;
 mod up;
 
 use std::process::ExitCode;

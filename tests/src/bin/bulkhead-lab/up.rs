@@ -6,8 +6,7 @@ use bulkhead_tests::lab::Lab;
 use bulkhead_tests::pod::Pod;
 use bulkhead_tests::table::Table;
 use bulkhead_tests::{LabError, Node};
-
-use crate::{run, signals};
+use bulkhead_tests::{signals, standing};
 
 /// Starts a lab with a few pods, says what to try, and removes it on Ctrl-C or `down`.
 pub fn up(nodes: u8) -> Result<(), LabError> {
@@ -24,7 +23,7 @@ pub fn up(nodes: u8) -> Result<(), LabError> {
     for netns in [&lab.underlay().infra, &lab.underlay().outside] {
         names.push((netns.name().to_owned(), netns.path().to_owned()));
     }
-    run::write_names(lab.id(), &names)?;
+    standing::write_names(lab.id(), &names)?;
     describe(&lab, &pods);
     signals::wait()?;
     println!("removing lab {}", lab.id().number());

@@ -2,9 +2,10 @@
 
 use std::thread;
 
-use bulkhead_tests::error::{LabError, Tried};
-use bulkhead_tests::registry::{self, LabId};
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{LabError, Tried};
+use crate::registry::{self, LabId};
 
 /// Waits for SIGINT or SIGTERM.
 pub fn wait() -> Result<(), LabError> {

@@ -1,0 +1,128 @@
+//! `bulkhead-kubernetes-lab`: a real Kubernetes on this machine, its nodes network namespaces.
+
+mod e2e;
+mod inside;
+mod up;
+
+use std::process::ExitCode;
+
+use bulkhead_kubernetes_tests::cluster::ClusterBuilder;
+use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, conformance};
+use bulkhead_tests::{LabError, registry, standing};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A Kubernetes cluster on this machine: nodes are network namespaces, all programs are real. Needs root.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Starts a cluster and leaves it up until Ctrl-C or `down`.
+    Up(Shape),
+    /// Runs the upstream tests on a cluster of their own, and says how they ended.
+    E2e {
+        #[command(flatten)]
+        shape: Shape,
+        /// Specs whose names match this.
+        #[arg(long, default_value = conformance::SIG_NETWORK)]
+        focus: String,
+        /// But not these.
+        #[arg(long)]
+        skip: Option<String>,
+        /// Where all that they say goes.
+        #[arg(long, default_value = "e2e.log")]
+        log: std::path::PathBuf,
+    },
+    /// Runs kubectl on the cluster that is up, as an administrator.
+    Kubectl {
+        /// kubectl's arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Runs a program on a node (`control`, `n1`, ...) of the cluster that is up, or on `infra` or `outside`.
+    Exec {
+        /// Where.
+        name: String,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Ends the labs that are up.
+    Down,
+    /// Removes what labs left whose process was killed.
+    Sweep,
+}
+
+#[derive(Debug, Args)]
+struct Shape {
+    /// How many worker nodes, beside the control plane's.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
+    nodes: u8,
+    /// kube-proxy's mode.
+    #[arg(long, value_enum, default_value_t = Proxy::Iptables)]
+    proxy: Proxy,
+    /// What connects the pods; without a network, nodes stay `NotReady` until you install one.
+    #[arg(long, value_enum, default_value_t = Connect::Reference)]
+    network: Connect,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Proxy {
+    Iptables,
+    Nftables,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Connect {
+    /// The reference bridge plugin and static routes.
+    Reference,
+    /// Nothing.
+    None,
+}
+
+impl Shape {
+    fn builder(&self) -> ClusterBuilder {
+        let proxy = match self.proxy {
+            Proxy::Iptables => ProxyMode::Iptables,
+            Proxy::Nftables => ProxyMode::Nftables,
+        };
+        let network = match self.network {
+            Connect::Reference => Network::Reference,
+            Connect::None => Network::None,
+        };
+        Cluster::builder().workers(self.nodes).proxy(proxy).network(network)
+    }
+}
+
+fn down() -> Result<ExitCode, LabError> {
+    for id in standing::down(None)? {
+        println!("lab {} is down", id.number());
+    }
+    sweep()
+}
+
+fn sweep() -> Result<ExitCode, LabError> {
+    for id in registry::sweep()? {
+        println!("removed what was left of lab {}", id.number());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Up(shape) => up::up(shape.builder()),
+        Verb::E2e { shape, focus, skip, log } => e2e::run(shape.builder(), &focus, skip.as_deref(), &log),
+        Verb::Kubectl { arguments } => inside::kubectl(&arguments),
+        Verb::Exec { name, command } => inside::exec(&name, &command),
+        Verb::Down => down(),
+        Verb::Sweep => sweep(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("bulkhead-kubernetes-lab: {error}");
+        ExitCode::FAILURE
+    })
+}

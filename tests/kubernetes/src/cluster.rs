@@ -1,0 +1,474 @@
+//! A whole cluster: underlay, etcd, the node `control` with the control plane, and worker nodes `n1`, `n2`, ...
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::error::{LabError, Tried};
+use bulkhead_tests::etcd::{Etcd, EtcdTls};
+use bulkhead_tests::netns::Netns;
+use bulkhead_tests::registry::{Claim, LabId};
+use bulkhead_tests::underlay::Underlay;
+use bulkhead_tests::wait;
+
+use crate::certificates::{Authority, Subject};
+use crate::control_plane::{self, API_SERVER};
+use crate::disk::Disk;
+use crate::kubectl::Kubectl;
+use crate::network::{self, Network};
+use crate::node::{CONTAINERD, Node};
+use crate::programs::Programs;
+use crate::service::{self, Identity, ProxyMode};
+use crate::{dns, images, kubeconfig};
+
+/// The node with the control plane; ordinary pods are kept off it.
+pub const CONTROL: &str = "control";
+/// The keys of etcd that the certificate of [`Cluster::etcd_client`] may read and write.
+pub const BULKHEAD_PREFIX: &str = "/k8s.ovs.com/ovs/network/";
+const CONTROL_ADDRESS: u8 = 10;
+const FIRST_WORKER: u8 = 11;
+/// Workers beyond this have no address in the underlay's plan.
+const MAX_WORKERS: u8 = 29;
+const API_READY: Duration = Duration::from_mins(1);
+const NODES_READY: Duration = Duration::from_secs(90);
+
+/// What a cluster is to be.
+#[derive(Debug, Clone)]
+pub struct ClusterBuilder {
+    workers: u8,
+    proxy: ProxyMode,
+    network: Network,
+}
+
+/// What a client of etcd needs; paths of the host.
+#[derive(Debug, Clone)]
+pub struct EtcdClient {
+    /// For `--etcd-endpoints`.
+    pub endpoints: String,
+    /// The authority's certificate.
+    pub authority: PathBuf,
+    /// The client's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// A cluster that runs; dropping it removes everything.
+#[derive(Debug)]
+pub struct Cluster {
+    // Dropped in this order: nodes before what they talk to, the claim (which removes what is left) last.
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+    etcd: Mutex<Etcd>,
+    underlay: Underlay,
+    authority: Authority,
+    programs: Programs,
+    kubectl: Kubectl,
+    spec: ClusterBuilder,
+    archives: Mutex<Vec<PathBuf>>,
+    claim: Claim,
+}
+
+impl ClusterBuilder {
+    /// How many worker nodes (2).
+    #[must_use]
+    pub fn workers(mut self, workers: u8) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// kube-proxy's mode (iptables).
+    #[must_use]
+    pub fn proxy(mut self, mode: ProxyMode) -> Self {
+        self.proxy = mode;
+        self
+    }
+
+    /// What connects the pods (nothing).
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// Brings it up: the API answers and every node has registered. With a network, all nodes are ready and so is DNS.
+    pub fn start(self) -> Result<Cluster, LabError> {
+        let begin = Instant::now();
+        let programs = Programs::find()?;
+        let claim = Claim::take()?;
+        let dir = claim.id().dir();
+        let spaces = dir.join("ns");
+        fs::create_dir_all(&spaces).tried(|| format!("create {}", spaces.display()))?;
+        let underlay = Underlay::build(claim.id(), &spaces, None)?;
+        let authority = Authority::new("bulkhead-lab")?;
+        let etcd = start_etcd(&underlay, &authority, &dir)?;
+        let api = underlay.address(CONTROL_ADDRESS);
+        let admin = dir.join("admin.conf");
+        let subject = Subject::client("kubernetes-admin", Some("system:masters"));
+        crate::certificates::write(&admin, &kubeconfig::kubeconfig(&authority, api, &subject)?, 0o600)?;
+        let kubectl = Kubectl::new(Arc::clone(&underlay.infra), programs.get("kubectl")?, admin, &dir.join("home"));
+        let archive = dir.join("images.tar");
+        images::write(&programs, &archive)?;
+        let cluster = Cluster {
+            nodes: Mutex::default(),
+            etcd: Mutex::new(etcd),
+            underlay,
+            authority,
+            programs,
+            kubectl,
+            spec: self,
+            archives: Mutex::new(vec![archive]),
+            claim,
+        };
+        let say = |what: &str| println!("{what} after {:.1} s", begin.elapsed().as_secs_f64());
+        say("images are built");
+        cluster.bring_up(&say)?;
+        Ok(cluster)
+    }
+}
+
+fn start_etcd(underlay: &Underlay, authority: &Authority, dir: &Path) -> Result<Etcd, LabError> {
+    let pki = dir.join("etcd-pki");
+    let address = underlay.infra_addresses()[0];
+    authority.credential().write(&pki, "ca")?;
+    authority.issue(&Subject::server("etcd", &["etcd"], &[address.into()]))?.write(&pki, "server")?;
+    authority.issue(&Subject::client("root", None))?.write(&pki, "root")?;
+    authority.issue(&Subject::client("bulkhead", None))?.write(&pki, "bulkhead")?;
+    let tls = EtcdTls {
+        authority: pki.join("ca.crt"),
+        certificate: pki.join("server.crt"),
+        key: pki.join("server.key"),
+        client_certificate: pki.join("root.crt"),
+        client_key: pki.join("root.key"),
+    };
+    let etcd = Etcd::start_with(Arc::clone(&underlay.infra), vec![address], dir, Some(tls))?;
+    limit_users(&etcd)?;
+    Ok(etcd)
+}
+
+/// The API server's user may do anything, Bulkhead's only what is below its prefix. Users are certificates' common names.
+fn limit_users(etcd: &Etcd) -> Result<(), LabError> {
+    let prefix = ["role", "grant-permission", "bulkhead", "--prefix=true", "readwrite", BULKHEAD_PREFIX];
+    for words in [
+        &["user", "add", "root", "--no-password"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "bulkhead"],
+        &prefix,
+        &["user", "add", "bulkhead", "--no-password"],
+        &["user", "grant-role", "bulkhead", "bulkhead"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(words)?;
+    }
+    Ok(())
+}
+
+impl Cluster {
+    /// Two workers, kube-proxy in iptables mode, no network.
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder { workers: 2, proxy: ProxyMode::Iptables, network: Network::None }
+    }
+
+    fn bring_up(&self, say: &dyn Fn(&str)) -> Result<(), LabError> {
+        let names: Vec<String> = (1..=self.spec.workers).map(|number| format!("n{number}")).collect();
+        thread::scope(|scope| {
+            let control = scope.spawn(|| self.build_node(CONTROL));
+            let workers: Vec<_> = names.iter().map(|name| scope.spawn(|| self.build_node(name))).collect();
+            let joined = |thread: thread::ScopedJoinHandle<'_, Result<(), LabError>>| {
+                thread.join().unwrap_or_else(|_| Err(LabError::ThreadGone("a node's builder".into())))
+            };
+            joined(control)?;
+            self.await_api()?;
+            say("the API server is ready");
+            workers.into_iter().try_for_each(joined)
+        })?;
+        self.kubectl.apply(&dns::manifests())?;
+        self.await_registered()?;
+        // A kubelet may not give itself a role.
+        self.kubectl.run(&["label", "node", CONTROL, "node-role.kubernetes.io/control-plane="])?;
+        say("the nodes are registered");
+        if self.spec.network == Network::Reference {
+            self.await_nodes_ready()?;
+            say("the nodes are ready");
+            self.await_dns()?;
+            say("DNS is ready");
+        }
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn id(&self) -> LabId {
+        self.claim.id()
+    }
+
+    /// Where everything of it is.
+    pub fn dir(&self) -> PathBuf {
+        self.id().dir()
+    }
+
+    /// The network namespace of a node that is on.
+    pub fn netns_path(&self, name: &str) -> PathBuf {
+        self.dir().join("ns").join(name)
+    }
+
+    /// The built programs.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// What joins the machines.
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
+    /// kubectl as an administrator.
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+
+    /// etcd; keep the guard short.
+    pub fn etcd(&self) -> MutexGuard<'_, Etcd> {
+        self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a client of etcd shows; its certificate is for the user `bulkhead`, who is kept to [`BULKHEAD_PREFIX`].
+    pub fn etcd_client(&self) -> EtcdClient {
+        let pki = self.dir().join("etcd-pki");
+        EtcdClient {
+            endpoints: self.etcd().endpoints(),
+            authority: pki.join("ca.crt"),
+            certificate: pki.join("bulkhead.crt"),
+            key: pki.join("bulkhead.key"),
+        }
+    }
+
+    /// The lab's certificate authority.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All nodes, `control` first.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.locked().values().cloned().collect()
+    }
+
+    /// The nodes that take ordinary pods.
+    pub fn workers(&self) -> Vec<Arc<Node>> {
+        self.nodes().into_iter().filter(|node| node.name() != CONTROL).collect()
+    }
+
+    /// A node by its name.
+    pub fn node(&self, name: &str) -> Result<Arc<Node>, LabError> {
+        self.locked().get(name).cloned().ok_or_else(|| LabError::Refused {
+            what: "find a node".into(),
+            answer: format!("there is no {name} in lab {}", self.id().number()),
+        })
+    }
+
+    fn build_node(&self, name: &str) -> Result<(), LabError> {
+        let refuse = |answer: &str| LabError::Refused { what: format!("add a node {name}"), answer: answer.to_owned() };
+        let number = name.strip_prefix('n').and_then(|number| number.parse::<u8>().ok());
+        let last = match number {
+            _ if name == CONTROL => CONTROL_ADDRESS,
+            Some(number @ 1..=MAX_WORKERS) => FIRST_WORKER + number - 1,
+            _ => return Err(refuse(&format!("workers are n1 to n{MAX_WORKERS}"))),
+        };
+        let identity = Identity {
+            name: name.to_owned(),
+            address: self.underlay.address(last),
+            cgroup: format!("{}/{name}", self.id().prefix()),
+            api: self.underlay.address(CONTROL_ADDRESS),
+            control_plane: name == CONTROL,
+        };
+        let dir = self.dir().join(name);
+        let outside = self.underlay.outside_address().to_string();
+        let disk = Disk::create(&dir.join("disk"), name, self.programs.dir(), &outside)?;
+        let mut services = if identity.control_plane {
+            control_plane::services(&disk, &self.authority, &identity, &self.etcd().endpoints())?
+        } else {
+            Vec::new()
+        };
+        services.push(service::containerd(&disk)?);
+        services.push(service::kubelet(&disk, &self.authority, &identity)?);
+        services.push(service::kube_proxy(&disk, &self.authority, &identity, self.spec.proxy)?);
+        let node = Arc::new(Node::new(identity, &dir, disk, services));
+        self.locked().insert(name.to_owned(), Arc::clone(&node));
+        self.boot(&node, true)
+    }
+
+    fn boot(&self, node: &Node, first: bool) -> Result<(), LabError> {
+        let netns = Netns::create(&self.dir().join("ns"), node.name())?;
+        self.underlay.join(&netns, node.address().octets()[3])?;
+        node.boot(netns)?;
+        if node.name() == CONTROL {
+            node.start(API_SERVER)?;
+        }
+        if first {
+            let archives = self.archives.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            archives.iter().try_for_each(|archive| node.import(archive))?;
+        }
+        if self.spec.network == Network::Reference {
+            self.connect_by_reference(node)?;
+        }
+        if node.name() == CONTROL {
+            self.await_api()?;
+        }
+        node.start_services()
+    }
+
+    /// Installs the reference network on a node, and routes to it on those that are on.
+    fn connect_by_reference(&self, node: &Node) -> Result<(), LabError> {
+        let others: Vec<Arc<Node>> = self.nodes().into_iter().filter(|other| other.name() != node.name()).collect();
+        let addresses: Vec<_> = others.iter().map(|other| other.address()).collect();
+        node.with_machine(|machine| network::install_reference(node.disk(), machine, node.address(), &addresses))?;
+        for other in others.iter().filter(|other| other.is_on()) {
+            other.with_machine(|machine| network::add_route(machine, node.address()))?;
+        }
+        Ok(())
+    }
+
+    fn await_api(&self) -> Result<(), LabError> {
+        let control = self.node(CONTROL)?;
+        wait::until_or("the API server being ready", API_READY, || {
+            if let Err(died) = control.check() {
+                return Ok(Err(died));
+            }
+            let ready = self.kubectl.run(&["get", "--raw", "/readyz"]);
+            ready.map(|_| Ok(())).map_err(|error| error.to_string())
+        })?
+    }
+
+    fn await_registered(&self) -> Result<(), LabError> {
+        for node in self.nodes() {
+            wait::until_or(&format!("{} being registered", node.name()), NODES_READY, || {
+                if let Err(died) = node.check() {
+                    return Ok(Err(died));
+                }
+                let there = self.kubectl.run(&["get", "node", node.name()]);
+                there.map(|_| Ok(())).map_err(|error| error.to_string())
+            })??;
+        }
+        Ok(())
+    }
+
+    /// Waits until every node is ready: a CNI configuration is there and the kubelet says so.
+    pub fn await_nodes_ready(&self) -> Result<(), LabError> {
+        self.kubectl.wait("condition=Ready", &["nodes", "--all"], NODES_READY).map(drop)
+    }
+
+    /// Waits until a node is ready.
+    pub fn await_ready(&self, name: &str) -> Result<(), LabError> {
+        self.kubectl.wait("condition=Ready", &["node", name], NODES_READY).map(drop)
+    }
+
+    /// Waits until a node is known not to answer.
+    pub fn await_not_ready(&self, name: &str) -> Result<(), LabError> {
+        self.kubectl.wait("condition=Ready=Unknown", &["node", name], NODES_READY).map(drop)
+    }
+
+    /// Waits until the name server is there.
+    pub fn await_dns(&self) -> Result<(), LabError> {
+        let deployment = ["-n", "kube-system", "deployment/coredns"];
+        self.kubectl.wait("condition=Available", &deployment, NODES_READY).map(drop)
+    }
+
+    /// Adds a worker with the lowest free number; gives its name. It is registered when this returns.
+    pub fn add_node(&self) -> Result<String, LabError> {
+        let taken = self.locked().keys().cloned().collect::<Vec<_>>();
+        let name = (1..=MAX_WORKERS).map(|number| format!("n{number}")).find(|name| !taken.contains(name));
+        let name = name.ok_or_else(|| LabError::Refused {
+            what: "add a node".into(),
+            answer: format!("{MAX_WORKERS} workers are there already"),
+        })?;
+        self.build_node(&name)?;
+        self.await_registered()?;
+        Ok(name)
+    }
+
+    /// Takes a node away for ever: its power is cut, its disk goes, its Node object is deleted.
+    pub fn remove_node(&self, name: &str) -> Result<(), LabError> {
+        let node = self.node(name)?;
+        if node.identity().control_plane {
+            return Err(LabError::Refused { what: format!("remove {name}"), answer: "it is the control plane".into() });
+        }
+        self.power_off(name)?;
+        self.locked().remove(name);
+        for other in self.nodes().iter().filter(|_| self.spec.network == Network::Reference) {
+            other.with_machine(|machine| network::remove_route(machine, node.address()))?;
+        }
+        let dir = self.dir().join(name);
+        fs::remove_dir_all(&dir).tried(|| format!("remove {}", dir.display()))?;
+        self.kubectl.run(&["delete", "node", name]).map(drop)
+    }
+
+    /// Cuts a node's power and leaves it off.
+    pub fn power_off(&self, name: &str) -> Result<(), LabError> {
+        self.node(name)?.power_off()?;
+        self.underlay.leave(name)
+    }
+
+    /// Switches a node on that [`Self::power_off`] left off: the disk is as it was, memory empty.
+    pub fn power_on(&self, name: &str) -> Result<(), LabError> {
+        self.boot(&*self.node(name)?, false)
+    }
+
+    /// Cuts a node's power and switches it on again.
+    pub fn reboot(&self, name: &str) -> Result<(), LabError> {
+        self.power_off(name)?;
+        self.power_on(name)
+    }
+
+    /// Drops all packets between a node and all other machines.
+    pub fn cut_off(&self, name: &str) -> Result<(), LabError> {
+        self.underlay.cut(name)
+    }
+
+    /// Undoes [`Self::cut_off`].
+    pub fn reconnect(&self, name: &str) -> Result<(), LabError> {
+        self.underlay.mend(name)
+    }
+
+    /// Kills a node's kubelet and starts it again.
+    pub fn restart_kubelet(&self, name: &str) -> Result<(), LabError> {
+        self.node(name)?.restart("kubelet")
+    }
+
+    /// Kills a node's containerd and starts it again; containers go on.
+    pub fn restart_containerd(&self, name: &str) -> Result<(), LabError> {
+        self.node(name)?.restart(CONTAINERD)
+    }
+
+    /// Kills the API server.
+    pub fn stop_api(&self) -> Result<(), LabError> {
+        self.node(CONTROL)?.stop(API_SERVER)
+    }
+
+    /// Starts the API server and waits until it is ready.
+    pub fn start_api(&self) -> Result<(), LabError> {
+        self.node(CONTROL)?.start(API_SERVER)?;
+        self.await_api()
+    }
+
+    /// Kills etcd; its data stays.
+    pub fn stop_etcd(&self) -> Result<(), LabError> {
+        self.etcd().stop_all()
+    }
+
+    /// Starts etcd and waits until it takes writes.
+    pub fn start_etcd(&self) -> Result<(), LabError> {
+        self.etcd().start_all()
+    }
+
+    /// Imports an image archive on every node, and on those that are added later.
+    pub fn import(&self, archive: &Path) -> Result<(), LabError> {
+        self.nodes().iter().try_for_each(|node| node.import(archive))?;
+        self.archives.lock().unwrap_or_else(PoisonError::into_inner).push(archive.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! The lab on a real Kubernetes: API server, kubelets, containerd, kube-proxy and CoreDNS, its nodes namespaces of this machine
+//! with a disk each, on the same underlay as the lab without Kubernetes (`bulkhead-tests`).
+//!
+//! It needs root, what `scripts/setup kubernetes` installs, and the programs that `build/build.sh` makes. Nothing of it is
+//! outside namespaces, `/dev/shm/bhl<number>` and control groups of that name; a lab whose process was killed is removed by
+//! the next that starts.
+
+pub mod certificates;
+pub mod cluster;
+pub mod conformance;
+pub mod control_plane;
+pub mod disk;
+pub mod dns;
+pub mod elf;
+pub mod image;
+pub mod images;
+pub mod kubeconfig;
+pub mod kubectl;
+pub mod layer;
+pub mod machine;
+pub mod network;
+pub mod node;
+pub mod pod;
+pub mod programs;
+pub mod service;
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use network::Network;
+pub use pod::Pod;
+pub use service::ProxyMode;
