@@ -9,6 +9,10 @@ use bulkhead_core::{Mode, Namespace, NetId, NodeName};
 use bulkhead_store::args::EtcdArgs;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::certs::CertsArgs;
+use crate::etcd::SetupArgs;
+use crate::kubernetes::KubernetesArgs;
+
 /// Administers Bulkhead, the tenant network for Kubernetes
 ///
 /// Every namespace is a network of its own. `bulkhead tenant join` connects namespaces, `isolate` parts them again,
@@ -28,6 +32,9 @@ pub struct Cli {
     /// Which etcd.
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    /// Which Kubernetes, if any.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -88,11 +95,28 @@ pub enum Command {
     /// The agent of this node
     #[command(subcommand)]
     Agent(AgentVerb),
+    /// Make the certificates of an etcd with mutual TLS
+    ///
+    /// One authority signs `server` (etcd towards clients), `peer` (members among themselves) and one certificate for each client.
+    Certs(CertsArgs),
+    /// The etcd that the chart brings along
+    #[command(subcommand)]
+    Etcd(EtcdVerb),
     /// Print a completion script for a shell
     Completion {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// What can be done to the bundled etcd.
+#[derive(Debug, Subcommand)]
+pub enum EtcdVerb {
+    /// Choose the members' nodes and make their certificates, where that is not done yet
+    ///
+    /// The chart's Job does so. It labels the nodes, and writes the ConfigMap bulkhead-etcd and the Secrets bulkhead-etcd-ca,
+    /// -server, -peer and -client. What is there already stays.
+    Setup(SetupArgs),
 }
 
 /// Whether and how long to wait for the controller.

@@ -59,6 +59,23 @@ pub enum CliError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A certificate cannot be made.
+    #[error("the certificate: {0}")]
+    Certificate(String),
+    /// There is no way to the API server.
+    #[error("no way to the API server: {0}; name a file that kubectl can use with --kubeconfig")]
+    Kubeconfig(String),
+    /// The API server refused or failed.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(String),
     /// Others write the same records all the time.
     #[error("somebody else keeps changing the same records; try again")]
     Contended,

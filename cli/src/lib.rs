@@ -8,9 +8,12 @@
 
 mod agent;
 mod args;
+mod certs;
 mod cluster;
 mod config;
 mod error;
+mod etcd;
+mod kubernetes;
 mod node;
 mod output;
 mod pod;
@@ -25,7 +28,7 @@ use std::io::{self, Write};
 use bulkhead_store::Store;
 use clap::FromArgMatches;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, EtcdVerb};
 use crate::cluster::Etcd;
 use crate::error::CliError;
 use crate::output::Console;
@@ -68,6 +71,8 @@ async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) ->
         }
         Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
+        Command::Certs(args) => certs::carry_out(&args, console),
+        Command::Etcd(EtcdVerb::Setup(args)) => etcd::setup(&cli.kubernetes.connect().await?, &args, console).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             let mut command = args::command();
