@@ -13,7 +13,7 @@ use crate::kernel::{KernelError, Netlink, Op};
 use crate::node::firewall::Firewall;
 use crate::node::overlay::Overlay;
 use crate::node::routes::Routes;
-use crate::node::{cni_conf, underlay};
+use crate::node::{cni_binary, cni_conf, underlay};
 use crate::pods::wire::GROUP;
 use crate::server::socket_path;
 
@@ -30,6 +30,9 @@ pub fn run(config: &Config) -> Vec<String> {
     let mut note = |what: Result<(), String>| failed.extend(what.err());
     if let Some(folder) = &config.cni_conf_dir {
         note(cni_conf::remove(folder).map_err(|error| error.to_string()));
+    }
+    if let Some(folder) = &config.cni_bin_dir {
+        note(cni_binary::remove(folder).map_err(|error| error.to_string()));
     }
     match Netlink::here() {
         Ok(mut host) => {

@@ -1,6 +1,7 @@
 //! What a node needs once, whatever its pods: the overlay device, routes, rules for the host's stack, programs on the
 //! underlay. Each part lists what is there, compares, and repairs; it says what it had to change.
 
+pub mod cni_binary;
 pub mod cni_conf;
 pub mod firewall;
 pub mod overlay;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::StartError;
+use super::gone::{has_device, is_netns_gone};
 use crate::datapath::abi::Port;
 use crate::kernel::{Link, MAIN_TABLE, Netlink, Op, Route};
 use crate::live::{Live, locked};
@@ -115,10 +116,9 @@ pub(super) fn remove_orphans(live: &Live, host: &mut Netlink) -> Result<Vec<Stri
 
 fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) -> Result<Option<String>, WireError> {
     let device = record.host_interface();
-    let there = host.link_by_index(record.ifindex)?.is_some_and(|link| link.name == device);
-    if !there {
+    if !has_device(record, host)? {
         // The device went with its netns, and the netns is gone: two sources agree.
-        if !Path::new(&record.netns).exists() && live.forget(record).is_ok() {
+        if is_netns_gone(Path::new(&record.netns)) && live.forget(record).is_ok() {
             return Ok(Some(format!("the pod {}/{} is gone; its address is free again", record.namespace, record.pod)));
         }
         tracing::error!(

@@ -7,7 +7,7 @@ mod attach;
 mod call;
 mod detach;
 mod spool;
-mod status;
+pub mod status;
 
 use std::fs;
 use std::io::{self, IoSliceMut};
