@@ -11,6 +11,7 @@ use crate::args::Config;
 use crate::datapath::abi::ABI_VERSION;
 use crate::kernel::{KernelError, Netlink, Op};
 use crate::node::firewall::Firewall;
+use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay::Overlay;
 use crate::node::routes::Routes;
 use crate::node::{cni_binary, cni_conf, underlay};
@@ -43,6 +44,7 @@ pub fn run(config: &Config) -> Vec<String> {
         }
         Err(error) => note(Err(error.to_string())),
     }
+    note(HostFirewall::leave().map_err(|error| error.to_string()));
     note(Firewall::remove().map_err(|error| error.to_string()));
     for path in files(config) {
         note(remove(&path).map_err(|error| format!("{} cannot be removed: {error}", path.display())));
@@ -113,7 +115,7 @@ mod tests {
         }
         // A socket that nobody serves, as a killed agent leaves it.
         drop(UnixListener::bind(config.run_dir.join("agent.sock")).unwrap());
-        in_new_netns(|| assert_eq!(run(&config), Vec::<String>::new(), "this test needs nft"));
+        in_new_netns(|| assert_eq!(run(&config), Vec::<String>::new(), "this test needs root"));
         let left: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [folder.path().join("state")]);
         assert_eq!(fs::read_dir(&left[0]).unwrap().count(), 1);

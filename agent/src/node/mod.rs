@@ -4,6 +4,7 @@
 pub mod cni_binary;
 pub mod cni_conf;
 pub mod firewall;
+pub mod host_firewall;
 pub mod overlay;
 pub mod routes;
 pub mod underlay;

@@ -36,8 +36,6 @@ pub struct Agent {
     pub live: OnceLock<Live>,
     /// What is wrong, for a person.
     pub problems: Mutex<Vec<String>>,
-    /// What of the host cuts pods' traffic, for a person: looked for at each resync.
-    pub foreign: Mutex<Vec<String>>,
     /// What resyncs had to repair, newest last.
     pub repairs: Mutex<VecDeque<String>>,
     /// How much they had to repair since the start.
@@ -64,7 +62,6 @@ impl Agent {
             shared,
             live: OnceLock::new(),
             problems: Mutex::default(),
-            foreign: Mutex::default(),
             repairs: Mutex::default(),
             repaired: AtomicU64::default(),
             notes: Mutex::default(),

@@ -9,7 +9,8 @@ use crate::datapath::abi::{Port, StateValue};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
 use crate::node::cni_conf::Chained;
-use crate::node::firewall::Firewall;
+use crate::node::firewall::FirewallError;
+use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay::{self, Overlay};
 use crate::node::{cni_conf, underlay};
 use crate::server;
@@ -145,9 +146,13 @@ fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Vec<String
     problems.extend(nodes.unusable.iter().cloned());
     *applied = worked.then_some(nodes);
     if first || resync {
-        *locked(&agent.foreign) = Firewall::foreign_drops();
+        let passed = HostFirewall { network: live.geometry.network }.pass();
+        let failed = |error: FirewallError| format!("what of the host's firewall stops pods is not known: {error}");
+        agent.note(
+            "host's firewall",
+            passed.map(|done| agent.repaired(done)).map_err(failed).err().into_iter().collect(),
+        );
     }
-    problems.extend(locked(&agent.foreign).iter().cloned());
     problems.extend(standing(agent, live));
     problems
 }
