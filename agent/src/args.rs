@@ -1,6 +1,6 @@
 //! The agent's flags, parsed once into a valid [`Config`].
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use bulkhead_store::Settings;
 use bulkhead_store::args::{ArgsError, EtcdArgs};
 use clap::{Parser, ValueEnum};
 use thiserror::Error;
+
+use crate::node::cni_binary::CniBinary;
+use crate::node::cni_conf::Chained;
 
 /// Why the flags cannot be used.
 #[derive(Debug, Error)]
@@ -58,6 +61,31 @@ fn parse_mtu(text: &str) -> Result<Mtu, String> {
     bytes.map(Mtu::Fixed).ok_or_else(|| "give `auto` or bytes from 576 to 65485".into())
 }
 
+/// Where HTTP is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// At this address.
+    At(SocketAddr),
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    if text == "off" {
+        return Ok(Listen::Off);
+    }
+    text.parse().map(Listen::At).map_err(|_| "give `off` or address and port, such as 127.0.0.1:9470".into())
+}
+
+/// Where the API server is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiAccess {
+    /// By this pod's service account.
+    InCluster,
+    /// By a kubeconfig file.
+    File(PathBuf),
+}
+
 /// Bulkhead's node agent: programs tunnels, isolation and rate limits
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead-agent", version)]
@@ -91,6 +119,22 @@ pub struct Args {
     /// Folder into which the CNI config is written when the node is ready, and removed from on `--uninstall`
     #[arg(long, env = "BULKHEAD_CNI_CONF_DIR")]
     cni_conf_dir: Option<PathBuf>,
+    /// Folder of the runtime's CNI plugins, as this process sees it: chained ones are looked for there, and `--uninstall` removes
+    /// `bulkhead-cni` from it
+    #[arg(long, env = "BULKHEAD_CNI_BIN_DIR")]
+    cni_bin_dir: Option<PathBuf>,
+    /// Plugins that run behind `bulkhead-cni`, if their binaries are in --cni-bin-dir; `portmap` makes hostPort work
+    #[arg(long, env = "BULKHEAD_CNI_CHAIN", value_enum, value_delimiter = ',', requires = "cni_bin_dir")]
+    cni_chain: Vec<Chained>,
+    /// Address and port of /healthz, /readyz and /metrics, or `off`
+    #[arg(long, env = "BULKHEAD_LISTEN", default_value = "127.0.0.1:9470", value_parser = parse_listen)]
+    listen: Listen,
+    /// Watch this node's pods at the Kubernetes API server: limits change with their annotations
+    #[arg(long, env = "BULKHEAD_KUBERNETES")]
+    kubernetes: bool,
+    /// Kubeconfig for --kubernetes [default: this pod's service account]
+    #[arg(long, env = "BULKHEAD_KUBECONFIG", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
     /// Seconds for which a freed address is not given to another pod
     #[arg(long, env = "BULKHEAD_ADDRESS_REST", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     address_rest: u64,
@@ -100,6 +144,12 @@ pub struct Args {
     /// Remove everything of Bulkhead from this node's kernel and its folders, and end; stop the agent first
     #[arg(long)]
     uninstall: bool,
+    /// Copy the plugin `bulkhead-cni` into this folder, and end: the first step on a node
+    #[arg(long, value_name = "DIR", conflicts_with = "uninstall")]
+    install_cni: Option<PathBuf>,
+    /// The plugin to copy [default: the one beside this program]
+    #[arg(long, value_name = "PATH", requires = "install_cni")]
+    cni_binary: Option<PathBuf>,
     /// Log filter, such as `info` or `bulkhead_agent=debug`
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -133,6 +183,14 @@ pub struct Config {
     pub mtu: Mtu,
     /// Where the CNI config goes.
     pub cni_conf_dir: Option<PathBuf>,
+    /// Where the runtime's plugins are.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// What runs behind our plugin; none without `cni_bin_dir`.
+    pub cni_chain: Vec<Chained>,
+    /// HTTP.
+    pub listen: Listen,
+    /// The API server, where this node's pods are watched.
+    pub kubernetes: Option<ApiAccess>,
     /// How long a freed address rests.
     pub address_rest: Duration,
     /// Between two resyncs.
@@ -142,6 +200,12 @@ pub struct Config {
 }
 
 impl Args {
+    /// What `--install-cni` asks for; all other flags are without meaning then.
+    pub fn install(&self) -> Option<CniBinary> {
+        let folder = self.install_cni.clone()?;
+        Some(CniBinary { source: self.cni_binary.clone(), folder })
+    }
+
     /// Checks all flags. `default_source` finds the source address of the default route.
     pub fn into_config(self, default_source: impl FnOnce() -> Option<IpAddr>) -> Result<Config, ConfigError> {
         // An uninstall has no use for the address, and may come when the node has none any more.
@@ -167,6 +231,10 @@ impl Args {
             vxlan_port: self.vxlan_port,
             mtu: self.mtu,
             cni_conf_dir: self.cni_conf_dir,
+            cni_bin_dir: self.cni_bin_dir,
+            cni_chain: self.cni_chain,
+            listen: self.listen,
+            kubernetes: self.kubernetes.then(|| self.kubeconfig.map_or(ApiAccess::InCluster, ApiAccess::File)),
             address_rest: Duration::from_secs(self.address_rest),
             resync: Duration::from_secs(self.resync),
             uninstall: self.uninstall,
@@ -192,8 +260,37 @@ mod tests {
         assert!(matches!(config(&[]), Err(ConfigError::NoAddress)));
         assert!(matches!(config(&["--node-ip", "127.0.0.1"]), Err(ConfigError::Address(_))));
         assert!(matches!(config(&["--node-ip", "fd00::1"]), Err(ConfigError::Address(_))));
-        for bad in [["--mtu", "100"], ["--vxlan-port", "0"], ["--resync", "0"], ["--mtu", "x"]] {
+        for bad in [
+            ["--mtu", "100"],
+            ["--vxlan-port", "0"],
+            ["--resync", "0"],
+            ["--mtu", "x"],
+            ["--listen", "9470"],
+            ["--cni-chain", "portmap"],
+            ["--kubeconfig", "/k"],
+            ["--cni-binary", "/b"],
+        ] {
             assert!(Args::try_parse_from([&["bulkhead-agent"], &bad[..]].concat()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn kubernetes_is_off_unless_asked_for() {
+        let of = |flags: &[&str]| config(&[&["--node-ip", "10.0.0.1"], flags].concat()).unwrap();
+        assert_eq!((of(&[]).kubernetes, of(&[]).cni_chain), (None, vec![]));
+        assert_eq!(of(&["--kubernetes"]).kubernetes, Some(ApiAccess::InCluster));
+        let file = of(&["--kubernetes", "--kubeconfig", "/k"]).kubernetes;
+        assert_eq!(file, Some(ApiAccess::File("/k".into())));
+        assert_eq!(of(&["--listen", "off"]).listen, Listen::Off);
+        let chained = of(&["--cni-bin-dir", "/opt/cni/bin", "--cni-chain", "portmap"]);
+        assert_eq!(chained.cni_chain, [Chained::Portmap]);
+    }
+
+    #[test]
+    fn an_installation_needs_no_other_flag() {
+        let args = Args::try_parse_from(["bulkhead-agent", "--install-cni", "/opt/cni/bin"]).unwrap();
+        let asked = args.install().unwrap();
+        assert_eq!((asked.folder, asked.source), ("/opt/cni/bin".into(), None));
+        assert!(Args::try_parse_from(["bulkhead-agent"]).unwrap().install().is_none());
     }
 }

@@ -2,8 +2,10 @@
 
 pub mod args;
 pub mod datapath;
+pub mod http;
 pub mod intent;
 pub mod kernel;
+pub mod kubernetes;
 pub mod live;
 pub mod node;
 pub mod pods;

@@ -2,10 +2,11 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | main | the async runtime: follows etcd, waits for signals |
+//! | main | the async runtime: follows etcd and the API server, waits for signals |
 //! | reconciler | from the intent to the kernel |
 //! | remover | deletes pods' devices, many at once |
 //! | cache | writes the last intent to disk |
+//! | http | probes and metrics |
 //! | server, call | the unix socket; one thread per call |
 //! | upkeep, spool | spooled DELs; whether the pods' records are in their place |
 
@@ -17,8 +18,9 @@ use std::time::{Duration, Instant};
 use bulkhead_agent::args::{Args, LogFormat};
 use bulkhead_agent::intent::{Cache, Follower, Shared};
 use bulkhead_agent::kernel::Netlink;
+use bulkhead_agent::node::cni_binary::{CniBinary, Installed};
 use bulkhead_agent::reconcile::{self, Agent};
-use bulkhead_agent::{server, uninstall};
+use bulkhead_agent::{http, kubernetes, server, uninstall};
 use bulkhead_store::Store;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -58,7 +60,21 @@ fn default_source() -> Option<IpAddr> {
     Netlink::here().ok()?.route_to(beyond).ok()??.prefsrc
 }
 
+fn install(asked: &CniBinary) -> Result<(), Box<dyn std::error::Error>> {
+    let (outcome, target) = (asked.install()?, asked.target());
+    let target = target.display();
+    match outcome {
+        Installed::New => println!("{target}: installed, version {}", env!("CARGO_PKG_VERSION")),
+        Installed::Replaced => println!("{target}: replaced another one by version {}", env!("CARGO_PKG_VERSION")),
+        Installed::Unchanged => println!("{target}: is version {} already", env!("CARGO_PKG_VERSION")),
+    }
+    Ok(())
+}
+
 fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(asked) = args.install() {
+        return install(&asked);
+    }
     let config = args.into_config(default_source)?;
     if config.uninstall {
         let failed = uninstall::run(&config);
@@ -82,8 +98,13 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         shared: Arc::clone(&shared),
     };
     let agent = Arc::new(Agent::new(config, Arc::clone(&shared)));
-    server::serve(Arc::clone(&agent))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = match &agent.config.kubernetes {
+        Some(access) => Some(runtime.block_on(kubernetes::client(access))?),
+        None => None,
+    };
+    server::serve(Arc::clone(&agent))?;
+    http::serve(&agent)?;
     let reconciler = Arc::clone(&agent);
     std::thread::Builder::new().name("reconciler".into()).spawn(move || {
         if knew {
@@ -94,7 +115,14 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let kept = Arc::clone(&shared);
     std::thread::Builder::new().name("cache".into()).spawn(move || cache.keep(&kept))?;
     runtime.block_on(async {
+        let watched = async {
+            if let Some(client) = client {
+                kubernetes::run(client, &agent.config.node, &agent.api, &agent.shared).await;
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
+            () = watched => Ok(()),
             ended = follower.run() => ended.map_err(Into::into),
             () = asked_to_stop() => {
                 // Programs, maps and devices stay: running pods notice nothing.

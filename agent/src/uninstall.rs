@@ -11,9 +11,10 @@ use crate::args::Config;
 use crate::datapath::abi::ABI_VERSION;
 use crate::kernel::{KernelError, Netlink, Op};
 use crate::node::firewall::Firewall;
+use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay::Overlay;
 use crate::node::routes::Routes;
-use crate::node::{cni_conf, underlay};
+use crate::node::{cni_binary, cni_conf, underlay};
 use crate::pods::{disk, wire::GROUP};
 use crate::server::socket_path;
 
@@ -31,6 +32,9 @@ pub fn run(config: &Config) -> Vec<String> {
     if let Some(folder) = &config.cni_conf_dir {
         note(cni_conf::remove(folder).map_err(|error| error.to_string()));
     }
+    if let Some(folder) = &config.cni_bin_dir {
+        note(cni_binary::remove(folder).map_err(|error| error.to_string()));
+    }
     match Netlink::here() {
         Ok(mut host) => {
             note(remove_pods(&mut host).map_err(|error| error.to_string()));
@@ -40,6 +44,7 @@ pub fn run(config: &Config) -> Vec<String> {
         }
         Err(error) => note(Err(error.to_string())),
     }
+    note(HostFirewall::leave().map_err(|error| error.to_string()));
     note(Firewall::remove().map_err(|error| error.to_string()));
     for path in files(config) {
         note(remove(&path).map_err(|error| format!("{} cannot be removed: {error}", path.display())));
@@ -113,7 +118,7 @@ mod tests {
         }
         // A socket that nobody serves, as a killed agent leaves it.
         drop(UnixListener::bind(config.run_dir.join("agent.sock")).unwrap());
-        in_new_netns(|| assert_eq!(run(&config), Vec::<String>::new(), "this test needs nft"));
+        in_new_netns(|| assert_eq!(run(&config), Vec::<String>::new(), "this test needs root"));
         let left: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, [folder.path().join("state")]);
         assert_eq!(fs::read_dir(&left[0]).unwrap().count(), 1);

@@ -32,6 +32,7 @@ pub struct LabBuilder {
     external: bool,
     agent_flags: Vec<String>,
     bare: bool,
+    api_servers: bool,
 }
 
 impl LabBuilder {
@@ -82,6 +83,13 @@ impl LabBuilder {
     #[must_use]
     pub fn agent_flag(mut self, flag: &str, value: &str) -> Self {
         self.agent_flags.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Gives each node an API server of its own, which its agent watches.
+    #[must_use]
+    pub fn api_servers(mut self) -> Self {
+        self.api_servers = true;
         self
     }
 
@@ -168,6 +176,7 @@ impl Lab {
             external: false,
             agent_flags: Vec::new(),
             bare: false,
+            api_servers: false,
         }
     }
 
@@ -196,6 +205,7 @@ impl Lab {
             etcd: self.etcd().endpoints(),
             infra: self.underlay.infra_addresses().to_vec(),
             flags: builder.agent_flags.clone(),
+            api_server: builder.api_servers,
         })
     }
 

@@ -5,6 +5,7 @@
 //! of a lab is in namespaces of its own and below one directory on a tmpfs: the host's network is never touched. A lab
 //! whose process was killed is removed by the next that starts.
 
+pub mod api_server;
 pub mod binaries;
 pub mod cgroup;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod etcd;
 pub mod flow;
 pub mod frame;
 pub mod goodput;
+pub mod http;
 pub mod icmp;
 pub mod lab;
 pub mod leak;

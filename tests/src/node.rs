@@ -13,6 +13,7 @@ use std::time::Duration;
 use bulkhead_core::protocol::{self, AgentStatus, PodStatus, Reply, Request};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::api_server::ApiServer;
 use crate::binaries::Binaries;
 use crate::cli::Cli;
 use crate::endpoint::Endpoint;
@@ -36,6 +37,7 @@ pub struct Node {
     dir: PathBuf,
     // Before the namespace: the agent goes first.
     agent: Mutex<Option<Process>>,
+    api: Option<ApiServer>,
     host: Endpoint,
     runtime: Runtime,
     cli: Cli,
@@ -65,12 +67,14 @@ pub struct NodeParts {
     pub infra: Vec<Ipv4Addr>,
     /// Further flags of the agent.
     pub flags: Vec<String>,
+    /// Whether it has an API server.
+    pub api_server: bool,
 }
 
 impl Node {
     /// Makes the node's directories and mounts its bpffs; the agent is not started.
     pub fn build(parts: NodeParts) -> Result<Self, LabError> {
-        let NodeParts { name, address, netns, lab, binaries, etcd, infra, flags } = parts;
+        let NodeParts { name, address, netns, lab, binaries, etcd, infra, mut flags, api_server } = parts;
         let dir = lab.join(&name);
         for sub in ["run", "state", "bpf", "cni"] {
             fs::create_dir_all(dir.join(sub)).tried(|| format!("create {}", dir.join(sub).display()))?;
@@ -85,10 +89,16 @@ impl Node {
             program: binaries.cli()?,
             flags: ["--etcd-endpoints", &etcd, "--agent-socket", &socket].map(str::to_owned).to_vec(),
         };
+        let api = if api_server { Some(ApiServer::start(&netns, &name)?) } else { None };
+        if let Some(api) = &api {
+            let path = dir.join("kubeconfig");
+            fs::write(&path, api.kubeconfig()).tried(|| format!("write {}", path.display()))?;
+            flags.extend(["--kubernetes".into(), "--kubeconfig".into(), path.display().to_string()]);
+        }
         let host = Endpoint::start(&name, address, netns)?;
         let spaces = lab.join("ns");
         let agent = Mutex::new(None);
-        Ok(Self { name, address, dir, agent, host, runtime, cli, binaries, etcd, infra, flags, spaces })
+        Ok(Self { name, address, dir, agent, api, host, runtime, cli, binaries, etcd, infra, flags, spaces })
     }
 
     /// Its name.
@@ -104,6 +114,11 @@ impl Node {
     /// Its host as an endpoint.
     pub fn host(&self) -> &Endpoint {
         &self.host
+    }
+
+    /// Its API server; an error in a lab without.
+    pub fn api(&self) -> Result<&ApiServer, LabError> {
+        self.api.as_ref().ok_or_else(|| LabError::Broken("this lab has no API servers".into()))
     }
 
     /// Its namespace.

@@ -1,5 +1,5 @@
 //! What the agent needs of the kernel beside BPF maps: links, addresses, routes, rules, neighbours, qdiscs, filters, network
-//! namespaces and sysctls.
+//! namespaces, nftables and sysctls.
 //!
 //! Blocking throughout: every call belongs on a thread of its own, never on an async executor. One [`Netlink`] is one socket in one
 //! network namespace; changes are [`Op`]s that go to the kernel in one [`Netlink::batch`], state is read back by dumps. Nothing here
@@ -15,6 +15,7 @@ mod mac;
 mod neighbour;
 mod netns;
 mod next_hop;
+pub mod nftables;
 mod op;
 mod qdisc;
 mod reply;

@@ -97,6 +97,11 @@ impl<'a> Attributes<'a> {
         self.0.iter().find(|attribute| attribute.kind() == kind).map(NlaBuffer::value)
     }
 
+    /// All attributes of one kind, in their order.
+    pub fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().filter(move |attribute| attribute.kind() == kind).map(NlaBuffer::value)
+    }
+
     pub fn nest(&self, kind: u16) -> Attributes<'_> {
         Attributes::parse(self.bytes(kind).unwrap_or_default())
     }

@@ -17,11 +17,11 @@ use super::netns;
 use super::reply::{Outcome, Reply};
 
 /// The kernel makes no datagram of a listing larger than 32 KiB; single answers can be larger and make the buffer grow.
-const RECEIVE_BUFFER: usize = 32 * 1024;
+pub(super) const RECEIVE_BUFFER: usize = 32 * 1024;
 /// Answers are there when the send returns; this bounds the wait if a kernel ever breaks that.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// A listing that changes while it is read is read again.
-const DUMP_TRIES: u32 = 16;
+pub(super) const DUMP_TRIES: u32 = 16;
 
 /// A blocking `NETLINK_ROUTE` socket, bound to the network namespace in which it was opened.
 pub struct Netlink {
@@ -123,7 +123,7 @@ impl Netlink {
     }
 
     /// Reads a listing to its end. `None`: it must be asked for again.
-    fn read_dump<T>(
+    pub(super) fn read_dump<T>(
         &mut self,
         operation: &str,
         sequence: u32,

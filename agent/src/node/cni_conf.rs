@@ -3,11 +3,52 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use serde_json::json;
+use clap::ValueEnum;
+use serde_json::{Value, json};
 use thiserror::Error;
+
+use super::cni_binary::is_executable;
 
 /// The file's name: sorts before most, as the runtime takes the first.
 pub const FILE: &str = "10-bulkhead.conflist";
+
+/// A plugin of others that may run behind ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Chained {
+    /// `portmap` of the reference plugins: hostPort.
+    Portmap,
+}
+
+impl Chained {
+    /// Its file name, which is its `type`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portmap => "portmap",
+        }
+    }
+
+    fn entry(self) -> Value {
+        match self {
+            // snat: a pod that reaches itself, or the node itself by 127.0.0.1, through a hostPort.
+            Self::Portmap => json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}),
+        }
+    }
+
+    /// The wanted plugins that `folder` has, and what is wrong with the others: a runtime refuses every pod of a list that
+    /// names a plugin which is not there.
+    pub fn present(wanted: &[Self], folder: Option<&Path>) -> (Vec<Self>, Vec<String>) {
+        let Some(folder) = folder else { return (Vec::new(), Vec::new()) };
+        let (there, missing): (Vec<Self>, Vec<Self>) =
+            wanted.iter().partition(|plugin| is_executable(&folder.join(plugin.name())));
+        let told = missing.into_iter().map(|plugin| match plugin {
+            Self::Portmap => format!(
+                "the CNI plugin portmap is not in {}, so hostPort does not work; install the reference CNI plugins there",
+                folder.display()
+            ),
+        });
+        (there, told.collect())
+    }
+}
 
 /// Why the file cannot be written or removed.
 #[derive(Debug, Error)]
@@ -17,19 +58,21 @@ pub struct CniConfError {
     source: io::Error,
 }
 
-/// Writes the file, if it is not there as it should be. Returns whether it had to.
-pub fn write(folder: &Path, socket: &Path, spool: &Path) -> Result<bool, CniConfError> {
+/// Writes the file, if it is not there as it should be. Returns whether it had to. `chain` runs behind our plugin, in its order.
+pub fn write(folder: &Path, socket: &Path, spool: &Path, chain: &[Chained]) -> Result<bool, CniConfError> {
     let path = folder.join(FILE);
+    let own = json!({
+        "type": super::cni_binary::NAME,
+        "socket": socket,
+        "spool": spool,
+        "capabilities": {"bandwidth": true, "io.kubernetes.cri.pod-annotations": true},
+    });
+    let plugins: Vec<Value> = [own].into_iter().chain(chain.iter().map(|plugin| plugin.entry())).collect();
     let config = json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": "bulkhead",
-        "plugins": [{
-            "type": "bulkhead-cni",
-            "socket": socket,
-            "spool": spool,
-            "capabilities": {"bandwidth": true, "io.kubernetes.cri.pod-annotations": true},
-        }],
+        "plugins": plugins,
     });
     let text = format!("{config:#}\n");
     if fs::read_to_string(&path).is_ok_and(|held| held == text) {
@@ -64,11 +107,31 @@ mod tests {
     fn the_file_is_written_once_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let (socket, spool) = (Path::new("/run/s"), Path::new("/run/d"));
-        assert!(write(folder.path(), socket, spool).unwrap());
-        assert!(!write(folder.path(), socket, spool).unwrap());
+        assert!(write(folder.path(), socket, spool, &[]).unwrap());
+        assert!(!write(folder.path(), socket, spool, &[]).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         remove(folder.path()).unwrap();
         remove(folder.path()).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_chained_stands_behind_ours_if_its_binary_is_there() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let present = || Chained::present(&[Chained::Portmap], Some(folder.path()));
+        let (there, told) = present();
+        assert_eq!((there.len(), told.len()), (0, 1));
+        assert!(told[0].contains("portmap") && told[0].contains("hostPort"), "{told:?}");
+        let binary = folder.path().join("portmap");
+        fs::write(&binary, "").unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(present(), (vec![Chained::Portmap], vec![]));
+        write(folder.path(), Path::new("/run/s"), Path::new("/run/d"), &[Chained::Portmap]).unwrap();
+        let text = fs::read(folder.path().join(FILE)).unwrap();
+        let config: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(config["plugins"][0]["type"], "bulkhead-cni");
+        let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true});
+        assert_eq!(config["plugins"][1], portmap);
     }
 }

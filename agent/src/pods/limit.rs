@@ -119,6 +119,11 @@ impl Shaper {
         u32::try_from((self.rate / 500).clamp(3_028, 65_536)).unwrap_or(65_536)
     }
 
+    /// One that holds nothing back: for a device whose limit was removed.
+    pub const fn open() -> Self {
+        Self { rate: bulkhead_core::bandwidth::MAX / 8, burst: 1 << 31, limit: u32::MAX }
+    }
+
     /// The shaper for a bandwidth: bursts of 8 ms, at least ten frames; a queue of 25 ms, at least forty frames.
     pub fn of(bandwidth: Bandwidth) -> Self {
         const FRAME: u64 = 1_514;

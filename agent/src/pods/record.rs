@@ -27,6 +27,9 @@ pub struct Record {
     pub id: AttachmentId,
     /// The pod's name, empty if the runtime did not say.
     pub pod: String,
+    /// Its UID, empty if the runtime did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
     /// Its namespace.
     pub namespace: Namespace,
     /// The VNI that its namespace had at its birth: a namespace re-created under the name is another one.

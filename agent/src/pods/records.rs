@@ -311,6 +311,7 @@ mod tests {
         let record = records.create(|host, ifindex| Record {
             id: AttachmentId::new(format!("c{number}"), "eth0").unwrap(),
             pod: "x".repeat(2000),
+            uid: String::new(),
             namespace: Namespace::new("a").unwrap(),
             vni: 10,
             netns: String::new(),

@@ -3,18 +3,24 @@
 //! One thread works here. Each change of the intent is applied whole; a resync repairs what others broke and says what it
 //! was. Whatever fails is tried again at the next turn and shown meanwhile as the node's problem.
 
+mod gone;
+mod limits;
 mod pods;
 mod start;
 mod tenants;
 mod turn;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::args::Config;
+use crate::http::CallMetrics;
 use crate::intent::Shared;
+use crate::kubernetes::ApiPods;
 use crate::live::{Live, locked};
+use crate::pods::records::since_boot;
 
 pub use start::StartError;
 pub use tenants::apply_namespaces;
@@ -30,10 +36,19 @@ pub struct Agent {
     pub live: OnceLock<Live>,
     /// What is wrong, for a person.
     pub problems: Mutex<Vec<String>>,
-    /// What of the host cuts pods' traffic, for a person: looked for at each resync.
-    pub foreign: Mutex<Vec<String>>,
     /// What resyncs had to repair, newest last.
     pub repairs: Mutex<VecDeque<String>>,
+    /// How much they had to repair since the start.
+    pub repaired: AtomicU64,
+    /// What is wrong with other threads' work, by the part that says so.
+    notes: Mutex<BTreeMap<&'static str, Vec<String>>>,
+    /// What the API server says of this node's pods; nothing unless it is watched.
+    pub api: Arc<ApiPods>,
+    /// CNI calls and how long they took.
+    pub calls: CallMetrics,
+    announced: AtomicBool,
+    /// When the reconciler last showed that it lives, milliseconds since boot.
+    beat: AtomicU64,
 }
 
 /// How many repairs are remembered for `bulkhead agent status`.
@@ -42,13 +57,58 @@ const REMEMBERED: usize = 20;
 impl Agent {
     /// An agent with nothing done yet.
     pub fn new(config: Config, shared: Arc<Shared>) -> Self {
-        let (problems, foreign, repairs) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { config, shared, live: OnceLock::new(), problems, foreign, repairs }
+        let agent = Self {
+            config,
+            shared,
+            live: OnceLock::new(),
+            problems: Mutex::default(),
+            repairs: Mutex::default(),
+            repaired: AtomicU64::default(),
+            notes: Mutex::default(),
+            api: Arc::default(),
+            calls: CallMetrics::default(),
+            announced: AtomicBool::default(),
+            beat: AtomicU64::default(),
+        };
+        agent.beat();
+        agent
     }
 
     /// Whether pods can be attached.
     pub fn is_ready(&self) -> bool {
         self.live.get().is_some()
+    }
+
+    /// Whether the runtime was told so.
+    pub fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Acquire)
+    }
+
+    /// Everything that is wrong, for a person.
+    pub fn all_problems(&self) -> Vec<String> {
+        let mut all = locked(&self.problems).clone();
+        let notes = locked(&self.notes);
+        for note in notes.values().flatten() {
+            if !all.contains(note) {
+                all.push(note.clone());
+            }
+        }
+        all
+    }
+
+    /// Says what is wrong with a part's work, in the place of what it said before.
+    pub fn note(&self, part: &'static str, wrong: Vec<String>) {
+        locked(&self.notes).insert(part, wrong);
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(now, Ordering::Release);
+    }
+
+    /// How long ago the reconciler showed that it lives.
+    pub fn silent_for(&self) -> Duration {
+        since_boot().saturating_sub(Duration::from_millis(self.beat.load(Ordering::Acquire)))
     }
 
     /// The node, once it is up; none if it is not by the deadline.
@@ -68,6 +128,7 @@ impl Agent {
     fn repaired(&self, what: impl IntoIterator<Item = String>) {
         let mut repairs = locked(&self.repairs);
         for line in what {
+            self.repaired.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(repaired = line, "the resync repaired what something else had changed");
             if repairs.len() == REMEMBERED {
                 repairs.pop_front();

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::StartError;
+use super::gone::{has_device, is_netns_gone};
 use crate::datapath::abi::Port;
-use crate::kernel::{Link, MAIN_TABLE, Netlink, Netns, NetnsError, Op, Route};
+use crate::kernel::{Link, MAIN_TABLE, Netlink, Op, Route};
 use crate::live::{Live, locked};
 use crate::pods::record::Stage;
 use crate::pods::wire::{self, GROUP, PROTOCOL, WireError};
@@ -113,22 +114,11 @@ pub(super) fn remove_orphans(live: &Live, host: &mut Netlink) -> Result<Vec<Stri
     Ok(orphans.iter().map(|link| format!("the device {} belonged to no pod and was removed", link.name)).collect())
 }
 
-/// Whether no namespace is there. A runtime that dies between unmounting a netns and unlinking its file leaves an empty file.
-fn is_gone(netns: &Path) -> bool {
-    match Netns::open(netns) {
-        Ok(_) => false,
-        Err(NetnsError::NotNamespace { .. }) => true,
-        // Anything else may be better tomorrow.
-        Err(error) => error.is_absent(),
-    }
-}
-
 fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) -> Result<Option<String>, WireError> {
     let device = record.host_interface();
-    let there = host.link_by_index(record.ifindex)?.is_some_and(|link| link.name == device);
-    if !there {
+    if !has_device(record, host)? {
         // The device went with its netns, and the netns is gone: two sources agree.
-        if is_gone(Path::new(&record.netns)) && live.forget(record).is_ok() {
+        if is_netns_gone(Path::new(&record.netns)) && live.forget(record).is_ok() {
             return Ok(Some(format!("the pod {}/{} is gone; its address is free again", record.namespace, record.pod)));
         }
         tracing::error!(
@@ -149,19 +139,4 @@ fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) ->
     }
     host.batch(host_ops(live, record)?)?;
     Ok(Some(format!("pod {}/{}: {}", record.namespace, record.pod, wrong.join(", "))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_netns_is_gone_when_no_namespace_is_at_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let left = folder.path().join("left");
-        std::fs::write(&left, "").unwrap();
-        assert!(is_gone(&left), "unmounted, not unlinked");
-        assert!(is_gone(&folder.path().join("unlinked")));
-        assert!(!is_gone(Path::new("/proc/self/ns/net")));
-    }
 }

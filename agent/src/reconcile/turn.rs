@@ -1,12 +1,16 @@
 //! The reconciler's loop.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Agent, apply_namespaces, pods, start, tenants};
+use super::gone::Missing;
+use super::{Agent, apply_namespaces, limits, pods, start, tenants};
 use crate::datapath::abi::{Port, StateValue};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
-use crate::node::firewall::Firewall;
+use crate::node::cni_conf::Chained;
+use crate::node::firewall::FirewallError;
+use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay::{self, Overlay};
 use crate::node::{cni_conf, underlay};
 use crate::server;
@@ -20,13 +24,14 @@ pub fn run(agent: &Agent, ready: impl FnOnce()) {
     let Some(live) = agent.live.get() else { return };
     ready();
     let mut seen = 0;
-    let mut applied = None;
+    let mut kept = Kept::default();
     let mut resync = Instant::now() + agent.config.resync;
     loop {
+        agent.beat();
         let generation = agent.shared.wait_past(seen, resync.min(Instant::now() + EVENTS));
         let due = Instant::now() >= resync;
         if generation > seen || due {
-            let problems = turn(agent, live, &mut applied, due);
+            let problems = turn(agent, live, &mut kept, due);
             // What failed is tried again at the next turn, which a resync brings at the latest.
             *locked(&agent.problems) = problems;
             seen = generation;
@@ -40,11 +45,20 @@ pub fn run(agent: &Agent, ready: impl FnOnce()) {
     }
 }
 
+/// What one turn leaves for the next.
+#[derive(Default)]
+struct Kept {
+    /// What was made of the nodes, if all of it worked.
+    applied: Option<tenants::Nodes>,
+    missing: Missing,
+}
+
 /// Tries to take the node up until it works; each reason is said once.
 fn take_up(agent: &Agent) {
     let mut seen = 0;
     let mut said = String::new();
     loop {
+        agent.beat();
         match start::start(agent) {
             Ok(live) => {
                 tracing::info!(
@@ -72,21 +86,25 @@ fn take_up(agent: &Agent) {
 /// Tells the runtime that this node takes pods.
 fn announce(agent: &Agent) -> Result<(), String> {
     let config = &agent.config;
-    let Some(folder) = &config.cni_conf_dir else { return Ok(()) };
-    match cni_conf::write(folder, &server::socket_path(&config.run_dir), &server::spool_path(&config.run_dir)) {
-        Ok(true) => tracing::info!(folder = %folder.display(), "the CNI config is in place"),
-        Ok(false) => {}
-        Err(error) => {
-            tracing::error!("{error}");
-            return Err(error.to_string());
-        }
+    let (chain, missing) = Chained::present(&config.cni_chain, config.cni_bin_dir.as_deref());
+    agent.note("CNI chain", missing);
+    let (socket, spool) = (server::socket_path(&config.run_dir), server::spool_path(&config.run_dir));
+    let written =
+        config.cni_conf_dir.as_ref().map_or(Ok(false), |folder| cni_conf::write(folder, &socket, &spool, &chain));
+    agent.announced.store(written.is_ok(), Ordering::Release);
+    if written.as_ref().is_ok_and(|fresh| *fresh) {
+        tracing::info!(folder = ?config.cni_conf_dir, ?chain, "the CNI config is in place");
     }
-    Ok(())
+    written.map(drop).map_err(|error| {
+        tracing::error!("{error}");
+        error.to_string()
+    })
 }
 
-/// One turn; returns what is wrong. `applied` is what the last one made of the nodes: unless that changed, only a resync
-/// walks the maps and routes, which with thousands of nodes is the dear part.
-fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync: bool) -> Vec<String> {
+/// One turn; returns what is wrong. Unless the nodes changed, only a resync walks the maps and routes, which with thousands of
+/// nodes is the dear part.
+fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Vec<String> {
+    let Kept { applied, missing } = kept;
     let first = applied.is_none();
     let mut problems = Vec::new();
     let mut note = |what: Result<(), String>| problems.extend(what.err());
@@ -112,22 +130,29 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
                 // The device first: routes name it.
                 if resync {
                     note(repair(agent, live, &mut host));
+                    let gone = missing.collect(agent, live, &mut host).map_err(|error| error.to_string());
+                    note(gone.map(|gone| agent.repaired(gone)));
                 }
                 note(routes(agent, live, &mut host, &nodes, resync));
             }
             Err(error) => note(Err(error.to_string())),
         }
     }
-    if first || resync {
+    if first || resync || !agent.is_announced() {
         note(announce(agent));
     }
+    problems.extend(limits::apply(agent, live));
     let worked = problems.is_empty();
     problems.extend(nodes.unusable.iter().cloned());
     *applied = worked.then_some(nodes);
     if first || resync {
-        *locked(&agent.foreign) = Firewall::foreign_drops();
+        let passed = HostFirewall { network: live.geometry.network }.pass();
+        let failed = |error: FirewallError| format!("what of the host's firewall stops pods is not known: {error}");
+        agent.note(
+            "host's firewall",
+            passed.map(|done| agent.repaired(done)).map_err(failed).err().into_iter().collect(),
+        );
     }
-    problems.extend(locked(&agent.foreign).iter().cloned());
     problems.extend(standing(agent, live));
     problems
 }

@@ -82,6 +82,7 @@ pub(super) fn add(
         name => Namespace::new(name)?,
     };
     let pod = arg(call, "K8S_POD_NAME").to_owned();
+    let uid = arg(call, "K8S_POD_UID").to_owned();
     let limits = Limits::of_config(&format!("{namespace}/{pod}"), &call.config)?;
     let home = Netns::own()?;
     if netns.id() == home.id() {
@@ -96,6 +97,7 @@ pub(super) fn add(
     let record = live.records.create(|host, ifindex| Record {
         id: id.clone(),
         pod,
+        uid,
         namespace,
         vni,
         netns: call.netns.clone(),

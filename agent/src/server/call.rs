@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::desk::{Desk, PendingAdd};
 use super::{attach, detach};
 use crate::kernel::{Netlink, Netns};
-use crate::live::{Live, locked};
+use crate::live::Live;
 use crate::pods::wire;
 use crate::reconcile::Agent;
 
@@ -26,7 +26,9 @@ pub(super) fn answer(agent: &Agent, desk: &Desk, call: &CniCall, netns: Option<O
         pod = call.args.get("K8S_POD_NAME").map_or("", String::as_str),
     );
     let _entered = span.enter();
+    let begin = Instant::now();
     let answer = carry_out(agent, desk, call, netns);
+    agent.calls.observe(call.command, answer.as_ref().err().map(|failure| failure.code), begin.elapsed());
     match answer {
         Ok(reply) => {
             tracing::debug!("done");
@@ -90,7 +92,7 @@ fn passed(netns: Option<OwnedFd>) -> Result<Netns, Failure> {
 }
 
 fn not_ready(agent: &Agent, code: Code) -> Failure {
-    Failure::new(code, "this node's network is not ready", locked(&agent.problems).join("; "))
+    Failure::new(code, "this node's network is not ready", agent.all_problems().join("; "))
 }
 
 /// The node, which is waited for unless too many calls wait already.
@@ -188,11 +190,8 @@ fn status(agent: &Agent) -> Result<(), Failure> {
         let limited = pods.iter().any(|link| link.group == wire::GROUP);
         return Err(not_ready(agent, if limited { Code::UnavailableLimited } else { Code::Unavailable }));
     };
+    // A node whose addresses are all in use is full, not out of order: its pods must not be moved away.
     live.records
         .check()
-        .map_err(|error| Failure::new(Code::Unavailable, "no pod's record can be written", error.to_string()))?;
-    if live.records.counts().1 == 0 {
-        return Err(Failure::new(Code::Unavailable, "no address of this node's subnet is free", "delete pods"));
-    }
-    Ok(())
+        .map_err(|error| Failure::new(Code::Unavailable, "no pod's record can be written", error.to_string()))
 }

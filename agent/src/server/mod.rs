@@ -8,7 +8,7 @@ mod call;
 mod desk;
 mod detach;
 mod spool;
-mod status;
+pub mod status;
 
 use std::fs;
 use std::io::{self, IoSliceMut};

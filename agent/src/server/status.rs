@@ -35,13 +35,13 @@ fn pod(agent: &Agent, record: &Record) -> PodStatus {
 }
 
 /// How the agent is.
-pub(super) fn agent(agent: &Agent) -> AgentStatus {
+pub fn agent(agent: &Agent) -> AgentStatus {
     let mut status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: agent.config.node.to_string(),
         host_ip: agent.config.node_ip.to_string(),
         ready: agent.is_ready(),
-        problems: locked(&agent.problems).clone(),
+        problems: agent.all_problems(),
         repairs: locked(&agent.repairs).iter().cloned().collect(),
         ..AgentStatus::default()
     };
@@ -71,6 +71,7 @@ pub(super) fn agent(agent: &Agent) -> AgentStatus {
             }
         }
     });
+    status.problems.extend(agent.api.problem());
     if let Some(live) = agent.live.get() {
         let (pods, free) = live.records.counts();
         (status.pods, status.free_addresses, status.mtu) = (pods as u64, free.into(), live.geometry.mtu);

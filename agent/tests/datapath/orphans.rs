@@ -43,6 +43,7 @@ fn pod(live: &Live, name: &str, vni: u32) -> Record {
     let created = live.records.create(|host, ifindex| Record {
         id: AttachmentId::new(format!("{name}{ifindex}"), "eth0").unwrap(),
         pod: "p".into(),
+        uid: String::new(),
         namespace: namespace(name),
         vni,
         netns: "/nowhere".into(),

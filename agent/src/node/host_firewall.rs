@@ -1,0 +1,244 @@
+//! Firewalls of others that stop forwarded packets: Docker's `FORWARD` chain drops by policy, firewalld's ends with a reject.
+//! Pods' traffic through the host's stack (services, the way out) would die there, and an accept in a table of our own does
+//! not help: every base chain has to let a packet pass. So each of those chains gets our rules at its head.
+//!
+//! They pass what comes from or goes to our own devices and nothing else; which of it may pass is the programs' to judge.
+//! The chain may be iptables': its tools read all of these expressions, so that nobody's `iptables-save` breaks.
+
+use ipnetwork::Ipv4Network;
+
+use super::firewall::FirewallError;
+use super::overlay;
+use crate::kernel::nftables::{Chain, Expression as E, Family, InetHook, Meta, Nftables, Rule, Transaction, Verdict};
+
+/// What our rules' comments start with.
+const ABOUT: &str = "bulkhead: ";
+/// The table that is ours, where nothing is in the way.
+const OWN: (Family, &str) = (Family::Ip, "bulkhead");
+
+/// Other firewalls of this host, seen with the pods' network.
+#[derive(Debug, Clone, Copy)]
+pub struct HostFirewall {
+    /// The pods' network: its devices have names of it.
+    pub network: Ipv4Network,
+}
+
+/// The names that the devices of all of this network's pods start with: `bh` and the address' digits that all share.
+fn device_prefix(network: Ipv4Network) -> String {
+    let digits = format!("{:08x}", u32::from(network.network()));
+    format!("bh{}", &digits[..usize::from(network.prefix() / 4)])
+}
+
+fn place(chain: &Chain) -> String {
+    format!("{} {} {}", chain.family.name(), chain.table, chain.name)
+}
+
+fn is_ours(rule: &Rule) -> bool {
+    rule.comment.as_ref().is_some_and(|comment| comment.starts_with(ABOUT))
+}
+
+/// Base chains of others in the way of forwarded packets, with their rules.
+fn forward_chains(nftables: &mut Nftables) -> Result<Vec<(Chain, Vec<Rule>)>, FirewallError> {
+    let hook = InetHook::Forward as u32;
+    let others = nftables.chains()?.into_iter().filter(|chain| {
+        chain.hook.is_some_and(|(number, _)| number == hook) && (chain.family, chain.table.as_str()) != OWN
+    });
+    let others: Vec<Chain> = others.collect();
+    let with_rules = others.into_iter().map(|chain| {
+        let rules = nftables.rules(chain.family, &chain.table, &chain.name)?;
+        Ok((chain, rules))
+    });
+    with_rules.collect()
+}
+
+impl HostFirewall {
+    fn rules(self) -> [(String, Vec<E>); 4] {
+        let rule = |about: &str, condition: Vec<E>| {
+            let steps = [condition, E::counted(), E::verdict(Verdict::Accept)].concat();
+            (format!("{ABOUT}{about}"), steps)
+        };
+        let prefix = device_prefix(self.network);
+        [
+            rule("from pods of this node", E::device_prefix(Meta::InputName, &prefix)),
+            rule("to pods of this node", E::device_prefix(Meta::OutputName, &prefix)),
+            rule("from other nodes' pods", E::device(Meta::InputName, overlay::NAME, true)),
+            rule("to other nodes' pods", E::device(Meta::OutputName, overlay::NAME, true)),
+        ]
+    }
+
+    /// Whether our rules are in the chain, all of them, with nothing before them that stops every packet.
+    fn passes(self, rules: &[Rule]) -> bool {
+        let reached = rules.iter().take_while(|rule| !rule.stops_all);
+        let ours: Vec<&str> = reached.filter(|rule| is_ours(rule)).filter_map(|rule| rule.comment.as_deref()).collect();
+        ours.len() == rules.iter().filter(|rule| is_ours(rule)).count()
+            && ours == self.rules().each_ref().map(|(about, _)| about.as_str())
+    }
+
+    /// Puts our rules where they are needed, and takes them from where they are not any more. Returns what was done, in words.
+    pub fn pass(self) -> Result<Vec<String>, FirewallError> {
+        let mut nftables = Nftables::here()?;
+        let (mut all, mut done) = (Transaction::default(), Vec::new());
+        for (chain, rules) in forward_chains(&mut nftables)? {
+            let stops = chain.drops || rules.iter().any(|rule| rule.stops_all);
+            let held = rules.iter().filter(|rule| is_ours(rule));
+            if (stops && self.passes(&rules)) || (!stops && held.clone().count() == 0) {
+                continue;
+            }
+            let at = (chain.family, chain.table.as_str(), chain.name.as_str());
+            for rule in held {
+                all.delete_rule(at, rule.handle);
+            }
+            if !stops {
+                done.push(format!(
+                    "the host's firewall ({}) lets forwarded packets pass now; our rules left it",
+                    place(&chain)
+                ));
+                continue;
+            }
+            // Each before the one that was inserted last.
+            for (about, steps) in self.rules().iter().rev() {
+                all.rule(at, false, about, steps);
+            }
+            done.push(format!(
+                "the host's firewall ({}) stops forwarded packets; rules at its head let pods' pass",
+                place(&chain)
+            ));
+        }
+        if !all.is_empty() {
+            nftables.commit(&all).map_err(FirewallError::from)?;
+        }
+        Ok(done)
+    }
+
+    /// Takes our rules out of every chain of others.
+    pub fn leave() -> Result<(), FirewallError> {
+        let mut nftables = Nftables::here()?;
+        let mut all = Transaction::default();
+        for (chain, rules) in forward_chains(&mut nftables)? {
+            for rule in rules.iter().filter(|rule| is_ours(rule)) {
+                all.delete_rule((chain.family, &chain.table, &chain.name), rule.handle);
+            }
+        }
+        if all.is_empty() { Ok(()) } else { Ok(nftables.commit(&all)?) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::kernel::fixture::in_new_netns;
+
+    const HOST: HostFirewall = HostFirewall { network: NETWORK };
+    const NETWORK: Ipv4Network = match Ipv4Network::new_checked(std::net::Ipv4Addr::new(10, 77, 0, 0), 16) {
+        Some(network) => network,
+        None => panic!(),
+    };
+
+    fn run(program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program).args(arguments).output().expect("this test needs nft and iptables");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{program} {arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn the_devices_of_a_network_share_a_prefix() {
+        let prefix = |text: &str| device_prefix(text.parse().unwrap());
+        assert_eq!(prefix("10.77.0.0/16"), "bh0a4d");
+        assert_eq!(prefix("10.128.0.0/14"), "bh0a8");
+        assert_eq!(prefix("172.16.0.0/12"), "bhac1");
+        assert_eq!(prefix("10.0.0.0/8"), "bh0a");
+    }
+
+    #[test]
+    fn docker_s_chain_gets_our_rules_once_and_iptables_still_reads_it() {
+        in_new_netns(|| {
+            assert_eq!(HOST.pass().expect("this test needs root"), Vec::<String>::new());
+            for rule in [
+                &["-P", "FORWARD", "DROP"][..],
+                &["-N", "DOCKER-USER"],
+                &["-A", "FORWARD", "-j", "DOCKER-USER"],
+                &[
+                    "-A",
+                    "FORWARD",
+                    "-o",
+                    "docker0",
+                    "-m",
+                    "conntrack",
+                    "--ctstate",
+                    "RELATED,ESTABLISHED",
+                    "-j",
+                    "ACCEPT",
+                ],
+                &["-A", "DOCKER-USER", "-j", "RETURN"],
+            ] {
+                run("iptables", rule);
+            }
+            let before = run("iptables-save", &["-t", "filter"]);
+            let done = HOST.pass().unwrap();
+            assert!(done.len() == 1 && done[0].contains("ip filter FORWARD"), "{done:?}");
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "once is enough");
+            let listed = run("iptables", &["-S", "FORWARD"]);
+            let rules: Vec<&str> = listed.lines().collect();
+            assert!(
+                rules[1].starts_with("-A FORWARD -i bh0a4d+ -m comment --comment \"bulkhead: from pods"),
+                "{listed}"
+            );
+            assert!(rules[4].starts_with("-A FORWARD -o bulkhead0 "), "{listed}");
+            // What kube-proxy does all the time: to read all, to change something and to write it back.
+            let saved = run("iptables-save", &["-t", "filter"]);
+            run("iptables", &["-A", "FORWARD", "-j", "DOCKER-USER"]);
+            let mut restore = Command::new("iptables-restore").stdin(std::process::Stdio::piped()).spawn().unwrap();
+            std::io::Write::write_all(&mut restore.stdin.take().unwrap(), saved.as_bytes()).unwrap();
+            assert!(restore.wait().unwrap().success());
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "rules that iptables wrote back are ours still");
+            run("iptables", &["-D", "FORWARD", "2"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1, "one that is missing is put back");
+            run("iptables", &["-I", "FORWARD", "-j", "DROP"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1, "and they come before what stops all");
+            run("iptables", &["-D", "FORWARD", "-j", "DROP"]);
+            HostFirewall::leave().unwrap();
+            HostFirewall::leave().unwrap();
+            let strip = |text: &str| text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+            assert_eq!(strip(&run("iptables-save", &["-t", "filter"])), strip(&before));
+        });
+    }
+
+    #[test]
+    fn a_final_reject_is_passed_and_an_open_chain_left_alone() {
+        in_new_netns(|| {
+            run(
+                "nft",
+                &["add table inet firewalld; \
+                add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; policy accept; }; \
+                add rule inet firewalld filter_FORWARD ct state { established, related } accept; \
+                add rule inet firewalld filter_FORWARD ct state invalid drop; \
+                add table inet open; add chain inet open f { type filter hook forward priority 0; policy accept; }; \
+                add rule inet open f tcp dport 25 drop; \
+                add rule inet open f ip saddr 192.0.2.1 counter reject"],
+            );
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "conditions are somebody's intent");
+            run("nft", &["add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited"]);
+            let done = HOST.pass().unwrap();
+            assert!(done.len() == 1 && done[0].contains("inet firewalld filter_FORWARD"), "{done:?}");
+            let listed = run("nft", &["list", "chain", "inet", "firewalld", "filter_FORWARD"]);
+            let first = listed.lines().nth(3).unwrap_or_default();
+            assert!(
+                first.contains("iifname \"bh0a4d*\" counter") && first.contains("accept comment \"bulkhead: "),
+                "{listed}"
+            );
+            assert!(!run("nft", &["list", "table", "inet", "open"]).contains("bulkhead"));
+            run("nft", &["flush chain inet firewalld filter_FORWARD"]);
+            run("nft", &["add rule inet firewalld filter_FORWARD counter reject"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1);
+            let last = run("nft", &["-a", "list", "chain", "inet", "firewalld", "filter_FORWARD"]);
+            let handle = last.lines().find(|line| line.contains("reject")).unwrap().rsplit(' ').next().unwrap();
+            run("nft", &[&format!("delete rule inet firewalld filter_FORWARD handle {handle}")]);
+            let done = HOST.pass().unwrap();
+            assert!(done.len() == 1 && done[0].contains("pass now"), "{done:?}");
+            assert!(!run("nft", &["list", "ruleset"]).contains("bulkhead"));
+        });
+    }
+}
