@@ -75,6 +75,7 @@ impl Cache {
             nodes: stored.nodes,
             namespaces: stored.namespaces,
             unreadable: BTreeMap::new(),
+            cached: true,
         }))
     }
 
@@ -131,7 +132,7 @@ mod tests {
         intent.namespaces.insert(Namespace::new("a").unwrap(), tenant);
         cache.save(&intent).unwrap();
         let loaded = cache.load().unwrap().unwrap();
-        assert_eq!((loaded.revision, loaded.namespaces), (9, intent.namespaces));
+        assert_eq!((loaded.revision, loaded.cached, loaded.namespaces), (9, true, intent.namespaces));
         fs::write(folder.path().join("intent.json"), "{").unwrap();
         assert!(matches!(cache.load(), Err(CacheError::Json { .. })));
     }

@@ -121,8 +121,16 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     }
 
     // Maps first, in the order in which packets depend on them; then programs.
-    let bank = locked(&live.datapath.namespaces).bank();
-    live.datapath.set_state(StateValue { bank, overlay_ifindex: overlay })?;
+    {
+        let namespaces = locked(&live.datapath.namespaces);
+        let (bank, origin) = (namespaces.bank(), namespaces.origin());
+        live.datapath.set_state(StateValue { bank, overlay_ifindex: overlay, origin })?;
+        if tenants::is_outdated(&intent, &namespaces) {
+            tracing::warn!(
+                "the cached state is older than the pinned maps: tenants stay as these have them until etcd answers"
+            );
+        }
+    }
     apply_namespaces(&live, &agent.shared)?;
     let mut nodes = tenants::Nodes::of(&intent, &live.networks, &live.geometry);
     nodes.ask_routes(&mut host, mtu + overlay::HEADERS);

@@ -90,6 +90,14 @@ fn turn(agent: &Agent, live: &Live, applied: &mut Option<tenants::Nodes>, resync
     let first = applied.is_none();
     let mut problems = Vec::new();
     let mut note = |what: Result<(), String>| problems.extend(what.err());
+    if resync {
+        let repaired = locked(&live.datapath.namespaces).repair();
+        match repaired {
+            Ok(0) => {}
+            Ok(count) => agent.repaired([format!("{count} entries of the namespaces' maps")]),
+            Err(error) => note(Err(error.to_string())),
+        }
+    }
     note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
     let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, &live.networks, &live.geometry));
     let changed = applied.as_ref() != Some(&nodes);
@@ -155,7 +163,8 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     {
         // Held over both: an ADD of a new namespace switches the bank under it.
         let namespaces = locked(&live.datapath.namespaces);
-        let wanted = StateValue { bank: namespaces.bank(), overlay_ifindex: live.overlay() };
+        let (bank, origin) = (namespaces.bank(), namespaces.origin());
+        let wanted = StateValue { bank, overlay_ifindex: live.overlay(), origin };
         if live.datapath.state().map_err(|e| text(&e))? != wanted {
             live.datapath.set_state(wanted).map_err(|e| text(&e))?;
             agent.repaired(["the datapath's state word".to_owned()]);

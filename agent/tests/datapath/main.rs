@@ -10,6 +10,7 @@ mod from_overlay;
 mod from_pod;
 mod from_underlay;
 mod hostile;
+mod live;
 mod namespaces;
 mod node;
 mod packet;
