@@ -36,7 +36,7 @@ struct ns {
 struct state {
 	__u32 bank; /* which NetIDs hold: switched after the other bank is written, so a transaction applies at once */
 	__u32 overlay_ifindex;
-	__u32 reserved[2];
+	__u64 origin; /* the agent's: which state of etcd the NetIDs are of; 0: not told (it was reserved once) */
 };
 
 struct node { /* by block: the part of an address between the cluster's prefix and the host part */

@@ -80,7 +80,7 @@ static __always_inline int may_talk(__u32 bank, __u32 source, __u32 destination)
 	struct ns *s = get_ns(source), *d = get_ns(destination);
 	__u32 a, b;
 
-	if (!s || !d)
+	if (!s || !d || !(s->flags & d->flags & NS_ASSIGNED)) /* a zeroed or freed entry would read as global */
 		return 0;
 	a = s->net_id[bank & 1];
 	b = d->net_id[bank & 1];

@@ -1,6 +1,6 @@
 //! A node that has its subnet and its datapath: what CNI calls and the reconciler work on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,8 @@ use bulkhead_core::attachment::AttachmentId;
 use bulkhead_core::cluster::Networks;
 use bulkhead_core::network::GATEWAY;
 
-use crate::datapath::abi::EndpointValue;
-use crate::datapath::{Datapath, DatapathError, Geometry};
+use crate::datapath::abi::{EndpointValue, NS_UNKNOWN};
+use crate::datapath::{Datapath, DatapathError, Endpoints, Geometry, Namespaces};
 use crate::pods::wire::GATEWAY_MAC;
 use crate::pods::{Record, Records, Remover};
 
@@ -26,6 +26,8 @@ pub struct Live {
     pub records: Records,
     /// Removes their devices.
     pub remover: Remover,
+    /// Pods whose devices may still run an earlier agent's programs.
+    pub unattached: Mutex<BTreeSet<AttachmentId>>,
     overlay: AtomicU32,
     busy: Mutex<BTreeMap<AttachmentId, Arc<Mutex<()>>>>,
 }
@@ -47,6 +49,7 @@ impl Live {
         Self {
             geometry,
             networks,
+            unattached: Mutex::default(),
             overlay: AtomicU32::new(overlay),
             datapath,
             records,
@@ -98,11 +101,20 @@ impl Live {
         answer
     }
 
-    /// Writes a pod into the maps. After this returns its packets are judged as its own.
+    /// Whether a pod's address is of this node's subnet as it is now: with another one, the maps have no place for it.
+    pub fn is_here(&self, record: &Record) -> bool {
+        self.addresses(record.host).contains(&record.ip4().into())
+    }
+
+    /// Writes a pod into the maps. After this returns its packets are judged as its own. A pod of another subnet is left out.
     pub fn publish(&self, record: &Record) -> Result<(), DatapathError> {
+        if !self.is_here(record) {
+            return Ok(());
+        }
         // Held over both: the index must not become another namespace's in between.
         let namespaces = locked(&self.datapath.namespaces);
-        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
+        let namespace = index(&namespaces, record).ok_or(DatapathError::NoIndex(record.vni))?;
+        let endpoint = endpoint(record, namespace);
         locked(&self.datapath.endpoints).publish(record.host, endpoint, record.limits.policer())
     }
 
@@ -110,25 +122,44 @@ impl Live {
     /// taken out of the books meanwhile stays out of the maps.
     pub fn republish(&self, record: &Record, namespace: u32) -> Result<(), DatapathError> {
         let mut endpoints = locked(&self.datapath.endpoints);
-        let Some(held) = self.records.get(&record.id) else { return Ok(()) };
+        let Some(held) = self.records.get(&record.id).filter(|held| self.is_here(held)) else { return Ok(()) };
         endpoints.publish(held.host, endpoint(&held, namespace), held.limits.policer())
     }
 
     /// Whether the maps hold a pod as its record says.
     pub fn is_published(&self, record: &Record) -> Result<bool, DatapathError> {
         let namespaces = locked(&self.datapath.namespaces);
-        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
+        let Some(namespace) = index(&namespaces, record).filter(|_| self.is_here(record)) else { return Ok(false) };
+        let endpoint = endpoint(record, namespace);
         locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
+    }
+
+    /// Removes a pod from the maps: from here nothing reaches its address and nothing leaves its device. It stays in the books.
+    pub fn withdraw(&self, record: &Record) -> Result<(), DatapathError> {
+        self.withdraw_from(&mut locked(&self.datapath.endpoints), record)
+    }
+
+    fn withdraw_from(&self, endpoints: &mut Endpoints, record: &Record) -> Result<(), DatapathError> {
+        if self.is_here(record) {
+            endpoints.withdraw(record.host, record.ifindex)
+        } else {
+            endpoints.clear_port(record.ifindex)
+        }
     }
 
     /// Removes a pod from the maps and its record from the books, as one step: its address cannot be given out while the
     /// maps still know it.
     pub fn forget(&self, record: &Record) -> Result<(), ForgetError> {
         let mut endpoints = locked(&self.datapath.endpoints);
-        endpoints.withdraw(record.host, record.ifindex)?;
+        self.withdraw_from(&mut endpoints, record)?;
         self.records.remove(&record.id);
         Ok(())
     }
+}
+
+/// The index under which a pod acts, if its VNI has one.
+fn index(namespaces: &Namespaces, record: &Record) -> Option<u32> {
+    Some(namespaces.index_of(&record.namespace, record.vni)).filter(|index| *index != NS_UNKNOWN)
 }
 
 fn endpoint(record: &Record, namespace: u32) -> EndpointValue {

@@ -18,6 +18,10 @@ fn a_resync_repairs_what_others_broke() -> Result<(), LabError> {
     let [one, far, foreign, near] = [0, 1, 2, 3].map(|index: usize| pods[index].endpoint());
     let node = lab.node(0);
     let device = pods[0].host_interface();
+    // The first namespace's entry: no VNI, global, and nobody's.
+    let maps = node.dir().join("bpf/bulkhead").display().to_string();
+    let cleared = vec!["0"; 16].join(" ");
+    let tamper = format!("bpftool map update pinned {maps}/v*/namespaces key 3 0 0 0 value {cleared}");
     let failures = Tally::default();
     for (what, program, arguments) in [
         ("the pod's filters", "tc", &["qdisc", "del", "dev", device, "clsact"][..]),
@@ -31,6 +35,7 @@ fn a_resync_repairs_what_others_broke() -> Result<(), LabError> {
         ("the pod's device, down", "ip", &["link", "set", device, "down"]),
         ("the overlay device, down", "ip", &["link", "set", "bulkhead0", "down"]),
         ("the overlay device", "ip", &["link", "del", "bulkhead0"]),
+        ("a namespace's entry in the maps", "sh", &["-c", &tamper]),
         ("forwarding", "sh", &["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]),
     ] {
         println!("{what}");

@@ -104,6 +104,28 @@ impl NamespaceValue {
     }
 }
 
+/// Which state of etcd the maps are of: the revision's lower 48 bits, and 16 bits of the cluster's ID. 0 is none known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origin(u64);
+
+impl Origin {
+    const REVISION_BITS: u32 = 48;
+
+    /// Of a state that was read from etcd; a revision below 1 is of none.
+    pub fn new(cluster_id: u64, revision: i64) -> Self {
+        let Some(revision) = u64::try_from(revision).ok().filter(|revision| *revision > 0) else {
+            return Self::default();
+        };
+        let tag = (0..4).fold(0, |tag, part| tag ^ (cluster_id >> (16 * part))) & 0xffff;
+        Self(tag << Self::REVISION_BITS | revision & ((1 << Self::REVISION_BITS) - 1))
+    }
+
+    /// Whether a state of `other` may lack what this one has: it is older, or of another etcd, or unknown.
+    pub const fn is_ahead_of(self, other: Self) -> bool {
+        self.0 != 0 && (self.0 >> Self::REVISION_BITS != other.0 >> Self::REVISION_BITS || other.0 < self.0)
+    }
+}
+
 /// `struct state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StateValue {
@@ -111,6 +133,8 @@ pub struct StateValue {
     pub bank: u32,
     /// The overlay device.
     pub overlay_ifindex: u32,
+    /// Which state of etcd the `NetID`s are of: for the agent after this one.
+    pub origin: Origin,
 }
 
 impl StateValue {
@@ -119,12 +143,13 @@ impl StateValue {
 
     /// As the programs read it.
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
-        Bytes::new().u32(0, self.bank).u32(4, self.overlay_ifindex).0
+        Bytes::new().u32(0, self.bank).u32(4, self.overlay_ifindex).u64(8, self.origin.0).0
     }
 
     /// As it was written.
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
-        Self { bank: u32_at(&bytes, 0) & 1, overlay_ifindex: u32_at(&bytes, 4) }
+        let origin = Origin(u64_at(&bytes, 8));
+        Self { bank: u32_at(&bytes, 0) & 1, overlay_ifindex: u32_at(&bytes, 4), origin }
     }
 }
 
@@ -346,7 +371,7 @@ mod tests {
         let structs = structs();
         let expected: &[Layout] = &[
             ("ns", NamespaceValue::SIZE, &[("vni", 0), ("net_id", 4), ("flags", 12)]),
-            ("state", StateValue::SIZE, &[("bank", 0), ("overlay_ifindex", 4)]),
+            ("state", StateValue::SIZE, &[("bank", 0), ("overlay_ifindex", 4), ("origin", 8)]),
             ("node", Peer::NODE_SIZE, &[("remote4", 0), ("flags", 4), ("mtu", 8), ("remote6", 16)]),
             ("node_address", Peer::ADDRESS_SIZE, &[("remote4", 0), ("flags", 4), ("mtu", 8), ("remote6", 16)]),
             (
@@ -370,10 +395,25 @@ mod tests {
     fn values_round_trip() {
         let ns = NamespaceValue { vni: 10, net_id: [11, 12], assigned: true };
         assert_eq!(NamespaceValue::from_bytes(ns.to_bytes()), ns);
-        let state = StateValue { bank: 1, overlay_ifindex: 7 };
+        let state = StateValue { bank: 1, overlay_ifindex: 7, origin: Origin::new(3, 9) };
         assert_eq!(StateValue::from_bytes(state.to_bytes()), state);
         let key = address_key("10.0.0.1".parse().unwrap());
         assert_eq!(address_of_key(key), "10.0.0.1".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn a_state_is_older_when_it_may_lack_something() {
+        let none = Origin::default();
+        let (cluster, other) = (0x0123_4567_89ab_cdef, 0x0123_4567_89ab_cdee);
+        let at = |revision| Origin::new(cluster, revision);
+        for older in [none, at(8), at(0), at(-1), Origin::new(other, 9), Origin::new(other, 10)] {
+            assert!(at(9).is_ahead_of(older), "{older:?}");
+        }
+        for newer in [at(9), at(10), at(1 << 40)] {
+            assert!(!at(9).is_ahead_of(newer), "{newer:?}");
+        }
+        // Maps of an agent that did not tell: whatever is known is applied.
+        assert!(!none.is_ahead_of(none) && !none.is_ahead_of(at(1)));
     }
 
     #[test]

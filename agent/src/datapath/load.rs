@@ -175,9 +175,9 @@ impl Datapath {
         }
         let state: Array<_, [u8; StateValue::SIZE]> = take(&mut ebpf, "state")?;
         let now = StateValue::from_bytes(state.get(&0, 0).map_err(map_error("state", "read"))?);
-        let namespaces = Namespaces::adopt(take(&mut ebpf, "namespaces")?, take(&mut ebpf, "vnis")?, now.bank)?;
+        let namespaces = Namespaces::adopt(take(&mut ebpf, "namespaces")?, take(&mut ebpf, "vnis")?, now)?;
         let endpoints =
-            Endpoints::new(take(&mut ebpf, "endpoints")?, take(&mut ebpf, "policers")?, take(&mut ebpf, "ports")?);
+            Endpoints::adopt(take(&mut ebpf, "endpoints")?, take(&mut ebpf, "policers")?, take(&mut ebpf, "ports")?)?;
         let peers = Peers::new(take(&mut ebpf, "nodes")?, take(&mut ebpf, "node_addresses")?, geometry.blocks);
         let drops = drops::DropCounters::new(take(&mut ebpf, "drops")?, take(&mut ebpf, "events")?);
         Ok(Self {

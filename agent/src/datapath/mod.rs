@@ -66,9 +66,21 @@ pub enum DatapathError {
         /// What the kernel said.
         source: Box<MapError>,
     },
+    /// A VNI has no index, so that nobody could judge its pods.
+    #[error("VNI {0} has no namespace index on this node; its namespace changed just now: try again")]
+    NoIndex(u32),
     /// More namespaces than the mark can name.
     #[error("this node knows more than 65533 namespaces; delete some")]
     TooManyNamespaces,
+}
+
+/// Removing what is not there is done: aya reports a missing key as a failed system call.
+fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Maps an aya error onto ours, naming the map.

@@ -4,14 +4,14 @@
 //! written into the idle bank, then the bank is switched by one word that each packet reads once. Indices are pinned
 //! with the maps, so a restarted agent finds every VNI under the index that packets in flight carry; a freed one rests.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData};
 use bulkhead_core::Namespace;
 
-use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceValue};
-use super::{DatapathError, map_error};
+use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceValue, Origin, StateValue};
+use super::{DatapathError, map_error, removed};
 
 /// How long a freed index is not given to another VNI: far longer than any packet stays in a node's stack.
 const REST: Duration = Duration::from_mins(5);
@@ -46,6 +46,9 @@ pub struct Namespaces {
     resting: VecDeque<(Instant, u32)>,
     next: u32,
     bank: u32,
+    origin: Origin,
+    /// Indices that pods' entries mention: see [`Namespaces::hold`].
+    held: BTreeSet<u32>,
     /// VNIs that the intent no longer has: out of every network by the next bank, forgotten by [`Namespaces::settle`].
     leaving: Vec<u32>,
     /// Whose each VNI is.
@@ -57,7 +60,7 @@ impl Namespaces {
     pub(super) fn adopt(
         values: Array<MapData, [u8; NamespaceValue::SIZE]>,
         by_vni: HashMap<MapData, u32, u32>,
-        bank: u32,
+        state: StateValue,
     ) -> Result<Self, DatapathError> {
         let mut adopted = Self {
             values,
@@ -66,7 +69,9 @@ impl Namespaces {
             written: BTreeMap::new(),
             resting: VecDeque::new(),
             next: NS_FIRST,
-            bank,
+            bank: state.bank,
+            origin: state.origin,
+            held: BTreeSet::new(),
             leaving: Vec::new(),
             owners: BTreeMap::new(),
         };
@@ -97,6 +102,22 @@ impl Namespaces {
         self.bank
     }
 
+    /// Which state of etcd they are of.
+    pub const fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// They are of this state of etcd, and the state word says so.
+    pub const fn brought_to(&mut self, origin: Origin) {
+        self.origin = origin;
+    }
+
+    /// Tells which indices pods' entries mention: each stays with its VNI, and none is given to another. A pod whose record is
+    /// lost acts by its index alone.
+    pub fn hold(&mut self, mentioned: BTreeSet<u32>) {
+        self.held = mentioned;
+    }
+
     /// The index of a VNI, if it has one.
     pub fn index(&self, vni: u32) -> Option<u32> {
         self.indices.get(&vni).copied()
@@ -125,12 +146,14 @@ impl Namespaces {
     }
 
     fn free_index(&mut self) -> Result<u32, DatapathError> {
-        let rested = self.resting.front().is_some_and(|(since, _)| since.elapsed() >= REST);
+        let longest = self.resting.iter().position(|(_, index)| !self.held.contains(index));
+        let rested = longest.and_then(|at| self.resting.get(at)).is_some_and(|(since, _)| since.elapsed() >= REST);
         if !rested && self.next < NS_MAX {
             self.next += 1;
             return Ok(self.next - 1);
         }
-        self.resting.pop_front().map(|(_, index)| index).ok_or(DatapathError::TooManyNamespaces)
+        let freed = longest.and_then(|at| self.resting.remove(at));
+        freed.map(|(_, index)| index).ok_or(DatapathError::TooManyNamespaces)
     }
 
     fn write(&mut self, index: u32, value: NamespaceValue) -> Result<(), DatapathError> {
@@ -143,23 +166,25 @@ impl Namespaces {
 
     /// Writes the whole of `intent` (VNI to network) into the idle bank and returns the bank to switch to, or none if
     /// nothing changed. `unknown` is what a VNI outside the intent counts as. New VNIs get their index here, with the
-    /// network in both banks, before anything can carry it. VNIs of `keep` hold their index though the intent lacks them, and
-    /// count as `unknown`.
+    /// network in both banks, before anything can carry it. VNIs of `keep`, and those whose index is held, keep it though the
+    /// intent lacks them, and count as `unknown`.
     pub fn prepare(
         &mut self,
         intent: &BTreeMap<u32, Network>,
         unknown: Network,
         node: Network,
-        keep: &std::collections::BTreeSet<u32>,
+        keep: &BTreeSet<u32>,
     ) -> Result<Option<u32>, DatapathError> {
-        self.leaving = self.vnis().filter(|vni| !intent.contains_key(vni) && !keep.contains(vni)).collect();
+        let gone = |vni: &u32| !intent.contains_key(vni);
+        let kept: BTreeSet<u32> = self.vnis().chain(keep.iter().copied()).filter(gone).collect();
+        let is_held =
+            |vni: &u32| keep.contains(vni) || self.index(*vni).is_some_and(|index| self.held.contains(&index));
+        self.leaving = kept.iter().copied().filter(|vni| !is_held(vni)).collect();
         let idle = 1 - self.bank;
         let mut switch = false;
         switch |= self.put(NS_NODE, 0, node, idle)?;
         switch |= self.put(NS_UNKNOWN, u32::MAX, unknown, idle)?;
         self.publish(0, NS_NODE)?;
-        let kept: Vec<u32> =
-            self.leaving.iter().chain(keep.iter()).copied().filter(|vni| !intent.contains_key(vni)).collect();
         for (vni, network) in intent.iter().map(|(v, n)| (*v, *n)).chain(kept.into_iter().map(|v| (v, unknown))) {
             if let Some(index) = self.index(vni) {
                 switch |= self.put(index, vni, network, idle)?;
@@ -187,17 +212,19 @@ impl Namespaces {
     }
 
     fn publish(&mut self, vni: u32, index: u32) -> Result<(), DatapathError> {
-        if self.indices.insert(vni, index) != Some(index) {
+        if self.index(vni) != Some(index) {
             self.by_vni.insert(vni, index, 0).map_err(map_error("vnis", "written"))?;
+            self.indices.insert(vni, index);
         }
         Ok(())
     }
 
     /// Frees a VNI's index: it is unassigned at once and rests before another VNI gets it.
     fn forget(&mut self, vni: u32) -> Result<(), DatapathError> {
-        let Some(index) = self.indices.remove(&vni) else { return Ok(()) };
-        self.by_vni.remove(&vni).map_err(map_error("vnis", "cleared"))?;
+        let Some(index) = self.index(vni) else { return Ok(()) };
+        removed(self.by_vni.remove(&vni)).map_err(map_error("vnis", "cleared"))?;
         self.write(index, NamespaceValue { vni, net_id: [NETID_NONE; 2], assigned: false })?;
+        self.indices.remove(&vni);
         self.resting.push_back((Instant::now(), index));
         Ok(())
     }
@@ -208,6 +235,30 @@ impl Namespaces {
             self.forget(vni)?;
         }
         Ok(())
+    }
+
+    /// Compares both maps with what was written into them and writes again what something else changed. Returns how many
+    /// entries that were.
+    pub fn repair(&mut self) -> Result<usize, DatapathError> {
+        let mut repaired = 0;
+        for index in 0..self.next {
+            let wanted = self.written.get(&index).copied().unwrap_or_default().to_bytes();
+            if self.values.get(&index, 0).map_err(map_error("namespaces", "read"))? != wanted {
+                self.values.set(index, wanted, 0).map_err(map_error("namespaces", "written"))?;
+                repaired += 1;
+            }
+        }
+        let held: BTreeMap<u32, u32> =
+            self.by_vni.iter().collect::<Result<_, _>>().map_err(map_error("vnis", "read"))?;
+        for (&vni, &index) in self.indices.iter().filter(|(vni, index)| held.get(vni) != Some(index)) {
+            self.by_vni.insert(vni, index, 0).map_err(map_error("vnis", "written"))?;
+            repaired += 1;
+        }
+        for vni in held.keys().filter(|vni| !self.indices.contains_key(vni)) {
+            removed(self.by_vni.remove(vni)).map_err(map_error("vnis", "cleared"))?;
+            repaired += 1;
+        }
+        Ok(repaired)
     }
 
     /// The bank was switched.

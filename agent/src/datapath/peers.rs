@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData};
 
 use super::abi::{Peer, address_key, address_of_key};
-use super::{DatapathError, map_error};
+use super::{DatapathError, map_error, removed};
 
 /// The maps that say where each subnet and each node is.
 pub struct Peers {
@@ -53,10 +53,8 @@ impl Peers {
             }
         }
         for address in held.into_keys() {
-            match self.addresses.remove(&address_key(address)) {
-                Ok(()) | Err(MapError::KeyNotFound) => changed += 1,
-                Err(error) => return Err(map_error("node_addresses", "cleared")(error)),
-            }
+            removed(self.addresses.remove(&address_key(address))).map_err(map_error("node_addresses", "cleared"))?;
+            changed += 1;
         }
         Ok(changed)
     }

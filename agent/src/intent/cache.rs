@@ -78,6 +78,7 @@ impl Cache {
             nodes: stored.nodes,
             namespaces: stored.namespaces,
             unreadable: BTreeMap::new(),
+            cached: true,
         }))
     }
 
@@ -135,7 +136,7 @@ mod tests {
         intent.namespaces.insert(Namespace::new("a").unwrap(), tenant);
         cache.save(&intent).unwrap();
         let loaded = cache.load().unwrap().unwrap();
-        assert_eq!((loaded.revision, loaded.namespaces), (9, intent.namespaces));
+        assert_eq!((loaded.revision, loaded.cached, loaded.namespaces), (9, true, intent.namespaces));
         fs::write(folder.path().join("intent.json"), "{").unwrap();
         assert!(matches!(cache.load(), Err(CacheError::Json { .. })));
     }

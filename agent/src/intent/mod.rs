@@ -42,6 +42,8 @@ pub struct Intent {
     pub namespaces: BTreeMap<Namespace, Tenant>,
     /// Ledger keys whose value could not be read; what they held before stays in force.
     pub unreadable: BTreeMap<String, String>,
+    /// Read from this node's disk: no state of etcd has been followed since this agent started.
+    pub cached: bool,
 }
 
 impl Intent {

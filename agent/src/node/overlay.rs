@@ -1,4 +1,5 @@
-//! The overlay device `bulkhead0`: a VXLAN device in collect-metadata mode, made once, adopted by each next agent.
+//! The overlay device `bulkhead0`: a VXLAN device in collect-metadata mode, made once, adopted by each next agent. It is
+//! down until its programs are on it: not one packet is taken out of a tunnel unjudged.
 
 use std::net::Ipv4Addr;
 
@@ -109,7 +110,8 @@ impl Overlay {
         Mac([0x0a, 0x59, a, b, c, d])
     }
 
-    /// Makes the device, or adopts it. Returns its index and what had to be changed.
+    /// Makes the device, or adopts it. Returns its index and what had to be changed. A new one is down: [`Overlay::open`] takes it
+    /// up, once the maps name it.
     pub fn ensure(&self, netlink: &mut Netlink) -> Result<(u32, Vec<String>), OverlayError> {
         let name = InterfaceName::try_from(NAME)?;
         let mut changes = Vec::new();
@@ -117,8 +119,8 @@ impl Overlay {
             match self.judge(&link)? {
                 Judgement::Fine => {}
                 Judgement::Adjust => {
-                    changes.push(format!("{NAME}: its MTU or state"));
-                    netlink.batch(vec![Op::link_set_mtu(link.index, self.mtu), Op::link_up(link.index)])?;
+                    changes.push(format!("{NAME}: its MTU"));
+                    netlink.apply(Op::link_set_mtu(link.index, self.mtu))?;
                 }
                 Judgement::Replace => {
                     changes.push(format!("{NAME}: made anew, its port or address was another"));
@@ -153,19 +155,7 @@ impl Overlay {
     fn create(&self, netlink: &mut Netlink) -> Result<(), OverlayError> {
         let name = InterfaceName::try_from(NAME)?;
         let vxlan = Op::vxlan(&VxlanSpec { name, mac: self.mac(), port: self.port, mtu: self.mtu });
-        match netlink.apply(vxlan) {
-            Ok(()) => {}
-            Err(error) => return Err(self.taken(netlink, error)),
-        }
-        let name = InterfaceName::try_from(NAME)?;
-        let link = netlink.link_by_name(&name)?.ok_or_else(|| OverlayError::NotOurs("it vanished".into()))?;
-        // The UDP socket is opened when the device goes up: only now it shows that the port is taken.
-        if let Err(error) = netlink.apply(Op::link_up(link.index)) {
-            let error = self.taken(netlink, error);
-            netlink.apply(Op::link_delete(link.index).if_present())?;
-            return Err(error);
-        }
-        Ok(())
+        netlink.apply(vxlan).map_err(|error| self.taken(netlink, error))
     }
 
     fn taken(&self, netlink: &mut Netlink, error: KernelError) -> OverlayError {
@@ -192,7 +182,7 @@ impl Overlay {
         if vxlan.port != self.port || link.mac != Some(self.mac()) || !link.noarp {
             return Ok(Judgement::Replace);
         }
-        Ok(if link.mtu == self.mtu && link.up { Judgement::Fine } else { Judgement::Adjust })
+        Ok(if link.mtu == self.mtu { Judgement::Fine } else { Judgement::Adjust })
     }
 
     /// The host forwards, and believes packets of other nodes' addresses that come by the tunnel.
@@ -204,8 +194,27 @@ impl Overlay {
         Ok(changes)
     }
 
+    /// Puts the programs on the device, then takes it up if it is down. The maps name it already. Returns what was not as it
+    /// should be.
+    pub fn open(&self, netlink: &mut Netlink, index: u32, programs: &Programs) -> Result<Vec<String>, OverlayError> {
+        let mut changes = Vec::new();
+        if Self::attach(netlink, index, programs)? {
+            changes.push("the programs on the overlay device".to_owned());
+        }
+        if netlink.link_by_index(index)?.is_some_and(|link| !link.up) {
+            // The UDP socket is opened when the device goes up: only now it shows that the port is taken.
+            if let Err(error) = netlink.apply(Op::link_up(index)) {
+                let error = self.taken(netlink, error);
+                netlink.apply(Op::link_delete(index).if_present())?;
+                return Err(error);
+            }
+            changes.push(format!("{NAME}: it was down"));
+        }
+        Ok(changes)
+    }
+
     /// Attaches the two programs, or puts them in the place of those that are there. Returns whether one was missing.
-    pub fn attach(netlink: &mut Netlink, index: u32, programs: &Programs) -> Result<bool, OverlayError> {
+    fn attach(netlink: &mut Netlink, index: u32, programs: &Programs) -> Result<bool, OverlayError> {
         let mut missing = false;
         for (hook, program) in [(Hook::Egress, "bulkhead_to_overlay"), (Hook::Ingress, "bulkhead_from_overlay")] {
             let filters = netlink.filters(index, hook)?;

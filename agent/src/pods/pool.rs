@@ -51,8 +51,16 @@ impl Pool {
         self.capacity() - u32::try_from(self.used.len()).unwrap_or(u32::MAX).min(self.capacity())
     }
 
+    /// Whether pods may have it: one of an earlier, larger subnet is nothing to this pool.
+    const fn has(&self, host: u32) -> bool {
+        host >= FIRST && host < self.size
+    }
+
     /// An address is in use, says a record.
     pub fn occupy(&mut self, host: u32) {
+        if !self.has(host) {
+            return;
+        }
         self.used.insert(host);
         self.resting.remove(&host);
         if host >= self.next {
@@ -62,6 +70,9 @@ impl Pool {
 
     /// An address was freed at `when`, says a record.
     pub fn freed(&mut self, host: u32, when: Duration) {
+        if !self.has(host) {
+            return;
+        }
         self.used.remove(&host);
         self.resting.insert(host, when);
     }
@@ -119,6 +130,21 @@ mod tests {
         let mut rebuilt = Pool::new(8, REST);
         rebuilt.occupy(3);
         assert_eq!(rebuilt.take(REST * 2), Ok(4));
+    }
+
+    #[test]
+    fn addresses_of_a_larger_subnet_are_neither_counted_nor_given_out() {
+        let mut pool = Pool::new(3, REST);
+        for outside in [0, 1, 7, 8, 200] {
+            pool.occupy(outside);
+        }
+        assert_eq!(pool.free(), 5);
+        for outside in [0, 1, 7, 8, 200] {
+            pool.freed(outside, Duration::ZERO);
+        }
+        let all: BTreeSet<u32> = (0..5).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
+        assert_eq!(all, (2..7).collect());
+        assert_eq!(pool.take(REST * 2), Err(PoolFull(5)));
     }
 
     proptest! {

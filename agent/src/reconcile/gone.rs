@@ -11,7 +11,7 @@ use std::path::Path;
 use bulkhead_core::attachment::AttachmentId;
 
 use super::Agent;
-use crate::kernel::{KernelError, Netlink, Netns, NetnsError};
+use crate::kernel::{KernelError, Netlink};
 use crate::live::Live;
 use crate::pods::Record;
 use crate::pods::record::Stage;
@@ -28,8 +28,7 @@ pub(super) struct Missing(BTreeMap<AttachmentId, u32>);
 pub(super) fn is_netns_gone(path: &Path) -> bool {
     let gone = |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let seen = path.starts_with("/proc") || path.parent().is_some_and(|folder| !gone(folder));
-    // A runtime that dies between unmounting a netns and unlinking its file leaves an empty file.
-    (gone(path) && seen) || matches!(Netns::open(path), Err(NetnsError::NotNamespace { .. }))
+    gone(path) && seen
 }
 
 /// Whether the kernel still has the pod's device.
@@ -109,15 +108,5 @@ mod tests {
         std::fs::write(&netns, "").unwrap();
         assert!(!is_netns_gone(&netns));
         assert!(is_netns_gone(Path::new("/proc/4194305/ns/net")), "no process has such a number");
-    }
-
-    #[test]
-    fn a_netns_is_gone_when_no_namespace_is_at_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let left = folder.path().join("left");
-        std::fs::write(&left, "").unwrap();
-        assert!(is_netns_gone(&left), "unmounted, not unlinked");
-        assert!(is_netns_gone(&folder.path().join("unlinked")));
-        assert!(!is_netns_gone(Path::new("/proc/self/ns/net")));
     }
 }

@@ -1,11 +1,12 @@
 //! Level-triggered: from the intent and the records to what the kernel holds, over and over.
 //!
 //! One thread works here. Each change of the intent is applied whole; a resync repairs what others broke and says what it
-//! was. Whatever fails is tried again at the next turn and shown meanwhile as the node's problem.
+//! was. Whatever fails is tried again after a second, then ever later, and shown meanwhile as the node's problem.
 
 mod gone;
 mod limits;
-mod pods;
+mod pace;
+pub mod pods;
 mod start;
 mod tenants;
 mod turn;

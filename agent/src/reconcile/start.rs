@@ -18,7 +18,6 @@ use crate::node::firewall::{Firewall, FirewallError};
 use crate::node::overlay::{self, Overlay, OverlayError};
 use crate::node::routes::{RouteError, Routes};
 use crate::node::underlay::{self, UnderlayError};
-use crate::pods::wire::WireError;
 use crate::pods::{RecordError, Records, Remover};
 
 /// Why the node cannot work yet.
@@ -72,9 +71,6 @@ pub enum StartError {
     /// The underlay.
     #[error(transparent)]
     Underlay(#[from] UnderlayError),
-    /// A pod's device.
-    #[error(transparent)]
-    Wire(#[from] WireError),
 }
 
 /// What the intent says of this node.
@@ -136,23 +132,39 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     }
 
     // Maps first, in the order in which packets depend on them; then programs.
-    let bank = locked(&live.datapath.namespaces).bank();
-    live.datapath.set_state(StateValue { bank, overlay_ifindex: overlay })?;
+    {
+        let namespaces = locked(&live.datapath.namespaces);
+        let (bank, origin) = (namespaces.bank(), namespaces.origin());
+        live.datapath.set_state(StateValue { bank, overlay_ifindex: overlay, origin })?;
+        if tenants::is_outdated(&intent, &namespaces) {
+            tracing::warn!(
+                "the cached state is older than the pinned maps: tenants stay as these have them until etcd answers"
+            );
+        }
+    }
     apply_namespaces(&live, &agent.shared)?;
     let mut nodes = tenants::Nodes::of(&intent, &live.networks, &live.geometry);
     nodes.ask_routes(&mut host, mtu + overlay::HEADERS);
     locked(&live.datapath.peers).apply(&nodes.blocks, &nodes.addresses)?;
     pods::spare_strangers(&live, &mut host)?;
-    pods::publish_all(&live, true)?;
+    say(pods::publish_all(&live, true));
+    overlay_of(config, &live).open(&mut host, overlay, &live.datapath.programs)?;
     firewall_if_needed(&live)?;
     routes_of(&live).apply(&mut host, &nodes.remote_addresses())?;
     underlay::guard(&mut host, &live.datapath.programs, true)?;
-    Overlay::attach(&mut host, overlay, &live.datapath.programs)?;
-    pods::attach_all(&live, &mut host)?;
-    for orphan in pods::remove_orphans(&live, &mut host)? {
-        tracing::info!("{orphan}");
-    }
+    say(pods::attach_all(&live, &mut host));
+    say(pods::remove_orphans(&live, &mut host));
     Ok(live)
+}
+
+/// One pod keeps no node from coming up: the first turn tries again what failed, and shows it.
+fn say(looked: pods::Looked) {
+    for line in looked.repaired {
+        tracing::info!("{line}");
+    }
+    for line in looked.failed {
+        tracing::error!("{line}");
+    }
 }
 
 /// Writes the rules unless they are in place; returns whether they were not.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use bulkhead_core::cluster::Networks;
 use bulkhead_core::{Mode, Namespace};
 
-use crate::datapath::abi::{Peer, StateValue};
-use crate::datapath::{DatapathError, Geometry, Network, ORPHANS};
+use crate::datapath::abi::{Origin, Peer, StateValue};
+use crate::datapath::{DatapathError, Geometry, Namespaces, Network, ORPHANS};
 use crate::intent::{Intent, Shared};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
@@ -51,13 +51,25 @@ pub(super) fn orphaned(records: &[Record], intent: &Intent) -> Option<String> {
     })
 }
 
+/// Whether an intent is a cached one that may lack what the maps hold.
+pub(super) fn is_outdated(intent: &Intent, namespaces: &Namespaces) -> bool {
+    intent.cached && namespaces.origin().is_ahead_of(Origin::new(intent.cluster_id, intent.revision))
+}
+
 /// Brings the namespaces' maps in line, by one switch of the bank. Also called by an ADD whose namespace has just become
-/// known, so that the pod need not wait for the reconciler.
+/// known, so that the pod need not wait for the reconciler. A cached intent that is older than the maps changes nothing: the
+/// agent before this one had seen more of etcd than it had time to save.
 pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathError> {
     let mut namespaces = locked(&live.datapath.namespaces);
     let records = live.records.all();
-    let ((known, unknown), owners, orphans) =
-        shared.read(|intent, _| (networks(intent), owners(intent), orphans(&records, intent)));
+    let read = shared.read(|intent, _| {
+        (!is_outdated(intent, &namespaces)).then(|| {
+            let origin = Origin::new(intent.cluster_id, intent.revision);
+            (networks(intent), owners(intent), orphans(&records, intent), origin)
+        })
+    });
+    let Some(((known, unknown), owners, orphans, origin)) = read else { return Ok(()) };
+    namespaces.hold(locked(&live.datapath.endpoints).namespaces());
     let mut keep: BTreeSet<u32> = records.iter().map(|record| record.vni).collect();
     if !orphans.is_empty() {
         keep.insert(ORPHANS);
@@ -68,8 +80,12 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
     for record in &orphans {
         live.republish(record, namespaces.index_of(&record.namespace, record.vni))?;
     }
+    if switch.is_some() || namespaces.origin() != origin {
+        let bank = switch.unwrap_or(namespaces.bank());
+        live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay(), origin })?;
+        namespaces.brought_to(origin);
+    }
     if let Some(bank) = switch {
-        live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay() })?;
         namespaces.switched(bank);
         // A program that read the old bank's number may still be running; the bank is written again only after it ended.
         sys::wait_for_running_programs();

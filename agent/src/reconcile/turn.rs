@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::gone::Missing;
+use super::pace::{Pace, Scope};
 use super::{Agent, apply_namespaces, limits, pods, start, tenants};
 use crate::datapath::abi::{Port, StateValue};
 use crate::kernel::Netlink;
@@ -11,7 +12,7 @@ use crate::live::{Live, locked};
 use crate::node::cni_conf::Chained;
 use crate::node::firewall::FirewallError;
 use crate::node::host_firewall::HostFirewall;
-use crate::node::overlay::{self, Overlay};
+use crate::node::overlay;
 use crate::node::{cni_conf, underlay};
 use crate::server;
 
@@ -25,19 +26,16 @@ pub fn run(agent: &Agent, ready: impl FnOnce()) {
     ready();
     let mut seen = 0;
     let mut kept = Kept::default();
-    let mut resync = Instant::now() + agent.config.resync;
+    let mut pace = Pace::new(agent.config.resync, Instant::now());
     loop {
         agent.beat();
-        let generation = agent.shared.wait_past(seen, resync.min(Instant::now() + EVENTS));
-        let due = Instant::now() >= resync;
-        if generation > seen || due {
-            let problems = turn(agent, live, &mut kept, due);
-            // What failed is tried again at the next turn, which a resync brings at the latest.
-            *locked(&agent.problems) = problems;
+        let generation = agent.shared.wait_past(seen, pace.next().min(Instant::now() + EVENTS));
+        let changed = (generation > seen).then_some(Scope::Changes);
+        if let Some(scope) = changed.max(pace.due(Instant::now())) {
+            let outcome = turn(agent, live, &mut kept, scope == Scope::Resync);
+            *locked(&agent.problems) = outcome.problems;
+            pace.made(scope, outcome.failed, Instant::now());
             seen = generation;
-        }
-        if due {
-            resync = Instant::now() + agent.config.resync;
         }
         for event in live.datapath.drops.take_events(100) {
             event.log();
@@ -101,50 +99,64 @@ fn announce(agent: &Agent) -> Result<(), String> {
     })
 }
 
-/// One turn; returns what is wrong. Unless the nodes changed, only a resync walks the maps and routes, which with thousands of
-/// nodes is the dear part.
-fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Vec<String> {
+/// What a turn came to.
+struct Outcome {
+    /// What is wrong, for a person.
+    problems: Vec<String>,
+    /// Whether something of it could not be applied; a standing problem is none such.
+    failed: bool,
+}
+
+/// One turn. Unless the nodes changed, only a resync walks the maps and routes, which with thousands of nodes is the dear part.
+fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Outcome {
     let Kept { applied, missing } = kept;
     let first = applied.is_none();
     let mut problems = Vec::new();
-    let mut note = |what: Result<(), String>| problems.extend(what.err());
-    note(apply_namespaces(live, &agent.shared).map_err(|error| error.to_string()));
+    if resync {
+        let repaired = locked(&live.datapath.namespaces).repair();
+        match repaired {
+            Ok(0) => {}
+            Ok(count) => agent.repaired([format!("{count} entries of the namespaces' maps")]),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    problems.extend(apply_namespaces(live, &agent.shared).err().map(|error| error.to_string()));
     let nodes = agent.shared.read(|intent, _| tenants::Nodes::of(intent, &live.networks, &live.geometry));
-    let changed = applied.as_ref() != Some(&nodes);
-    if changed || resync {
+    let kernel = applied.as_ref() != Some(&nodes) || resync;
+    let mut host = None;
+    if kernel {
+        match Netlink::here() {
+            Ok(socket) => host = Some(socket),
+            Err(error) => problems.push(error.to_string()),
+        }
         let mut routed = nodes.clone();
-        if let Ok(mut host) = Netlink::here() {
-            routed.ask_routes(&mut host, live.geometry.mtu + overlay::HEADERS);
+        if let Some(host) = &mut host {
+            routed.ask_routes(host, live.geometry.mtu + overlay::HEADERS);
         }
         let written = locked(&live.datapath.peers).apply(&routed.blocks, &routed.addresses);
-        note(written.map(drop).map_err(|error| error.to_string()));
+        problems.extend(written.err().map(|error| error.to_string()));
     }
-    note(pods::publish_all(live, resync).map_err(|error| error.to_string()).map(|stale| {
-        if stale > 0 {
-            agent.repaired([format!("{stale} stale map entries cleared")]);
-        }
-    }));
-    if changed || resync {
-        match Netlink::here() {
-            Ok(mut host) => {
-                // The device first: routes name it.
-                if resync {
-                    note(repair(agent, live, &mut host));
-                    let gone = missing.collect(agent, live, &mut host).map_err(|error| error.to_string());
-                    note(gone.map(|gone| agent.repaired(gone)));
-                }
-                note(routes(agent, live, &mut host, &nodes, resync));
+    problems.extend(said(agent, pods::publish_all(live, resync)));
+    if let Some(host) = &mut host {
+        problems.extend(said(agent, pods::attach_rest(live, host)));
+        // The device first: routes name it.
+        if resync {
+            problems.extend(repair(agent, live, host).err());
+            problems.extend(said(agent, pods::look_after(live, host)));
+            match missing.collect(agent, live, host) {
+                Ok(gone) => agent.repaired(gone),
+                Err(error) => problems.push(error.to_string()),
             }
-            Err(error) => note(Err(error.to_string())),
         }
+        problems.extend(routes(agent, live, host, &nodes, resync).err());
     }
     if first || resync || !agent.is_announced() {
-        note(announce(agent));
+        problems.extend(announce(agent).err());
     }
     problems.extend(limits::apply(agent, live));
-    let worked = problems.is_empty();
+    let failed = !problems.is_empty();
     problems.extend(nodes.unusable.iter().cloned());
-    *applied = worked.then_some(nodes);
+    *applied = (!failed).then_some(nodes);
     if first || resync {
         let passed = HostFirewall { network: live.geometry.network }.pass();
         let failed = |error: FirewallError| format!("what of the host's firewall stops pods is not known: {error}");
@@ -154,7 +166,13 @@ fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Vec<String
         );
     }
     problems.extend(standing(agent, live));
-    problems
+    Outcome { problems, failed }
+}
+
+/// Says what was repaired; returns what failed.
+fn said(agent: &Agent, looked: pods::Looked) -> Vec<String> {
+    agent.repaired(looked.repaired);
+    looked.failed
 }
 
 fn routes(agent: &Agent, live: &Live, host: &mut Netlink, nodes: &tenants::Nodes, resync: bool) -> Result<(), String> {
@@ -165,7 +183,7 @@ fn routes(agent: &Agent, live: &Live, host: &mut Netlink, nodes: &tenants::Nodes
     Ok(())
 }
 
-/// Looks at everything of the node that somebody else might have changed.
+/// Looks at everything of the node, its pods aside, that somebody else might have changed.
 fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let device = start::overlay_of(&agent.config, live);
@@ -180,21 +198,19 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     {
         // Held over both: an ADD of a new namespace switches the bank under it.
         let namespaces = locked(&live.datapath.namespaces);
-        let wanted = StateValue { bank: namespaces.bank(), overlay_ifindex: live.overlay() };
+        let (bank, origin) = (namespaces.bank(), namespaces.origin());
+        let wanted = StateValue { bank, overlay_ifindex: live.overlay(), origin };
         if live.datapath.state().map_err(|e| text(&e))? != wanted {
             live.datapath.set_state(wanted).map_err(|e| text(&e))?;
             agent.repaired(["the datapath's state word".to_owned()]);
         }
     }
-    if Overlay::attach(host, live.overlay(), &live.datapath.programs).map_err(|e| text(&e))? {
-        agent.repaired(["the programs on the overlay device".to_owned()]);
-    }
+    agent.repaired(device.open(host, live.overlay(), &live.datapath.programs).map_err(|e| text(&e))?);
     if start::firewall_if_needed(live).map_err(|e| text(&e))? {
         agent.repaired(["the nftables rules".to_owned()]);
     }
     let unguarded = underlay::guard(host, &live.datapath.programs, false).map_err(|e| text(&e))?;
     agent.repaired(unguarded.into_iter().map(|device| format!("the program on the underlay device {device}")));
-    agent.repaired(pods::look_after(live, host).map_err(|e| text(&e))?);
     Ok(())
 }
 
@@ -202,7 +218,7 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
 /// whoever shows problems adds it.
 fn standing(agent: &Agent, live: &Live) -> Vec<String> {
     let records = live.records.all();
-    let moved = records.iter().filter(|record| !live.addresses(record.host).contains(&record.ip4().into()));
+    let moved = records.iter().filter(|record| !live.is_here(record));
     let moved: Vec<String> =
         moved.map(|record| format!("{}/{} ({})", record.namespace, record.pod, record.ip4())).collect();
     agent.shared.read(|intent, _| {

@@ -55,7 +55,7 @@ pub(super) fn failure(error: &AttachError) -> Failure {
         | AttachError::Namespace(_)
         | AttachError::HostNetns
         | AttachError::Wire(WireError::Name(_)) => Code::InvalidEnvironment,
-        AttachError::UnknownNamespace(_) => Code::TryAgainLater,
+        AttachError::UnknownNamespace(_) | AttachError::Datapath(DatapathError::NoIndex(_)) => Code::TryAgainLater,
         AttachError::Limit(_) => Code::InvalidConfig,
         AttachError::Record(RecordError::Full(_)) => Code::AddressPoolFull,
         AttachError::Wire(WireError::InterfaceExists(_)) => Code::InterfaceExists,
@@ -109,7 +109,9 @@ pub(super) fn add(
         attempt: call.attempt.clone(),
         stage: Stage::Attaching,
     })?;
-    match attach(live, &record, netns, &home) {
+    // The namespace may have gone before the record was there to hold its index.
+    let attached = with_index(agent, live, vni).map_err(Into::into).and_then(|()| attach(live, &record, netns, &home));
+    match attached {
         Ok(()) => Ok(described(live, &record)),
         Err(error) => {
             undo(live, &record);
@@ -125,7 +127,12 @@ fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, Atta
     if !locked(&live.datapath.namespaces).is_known(namespace, vni) {
         apply_namespaces(live, &agent.shared)?;
     }
+    with_index(agent, live, vni)?;
     Ok(vni)
+}
+
+fn with_index(agent: &Agent, live: &Live, vni: u32) -> Result<(), DatapathError> {
+    if locked(&live.datapath.namespaces).index(vni).is_some() { Ok(()) } else { apply_namespaces(live, &agent.shared) }
 }
 
 /// What an earlier ADD of the same attachment left. One that still stands is an error, or the answer (true) if the plugin asks

@@ -15,7 +15,7 @@ fn apply(datapath: &Datapath, vnis: &[u32], keep: &[u32]) {
     let keep: BTreeSet<u32> = keep.iter().copied().collect();
     let mut namespaces = locked(&datapath.namespaces);
     if let Some(bank) = namespaces.prepare(&intent, Network::None, Network::Id(0), &keep).unwrap() {
-        datapath.set_state(StateValue { bank, overlay_ifindex: 1 }).unwrap();
+        datapath.set_state(StateValue { bank, overlay_ifindex: 1, ..StateValue::default() }).unwrap();
         namespaces.switched(bank);
     }
     namespaces.settle().unwrap();

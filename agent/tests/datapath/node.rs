@@ -150,8 +150,14 @@ fn leave(flags: UnshareFlags) {
     done.expect("cannot make a namespace: this test needs root (CAP_SYS_ADMIN)");
 }
 
+/// Runs a test on this thread in a nameless network namespace; it is to be the thread's last work.
+pub fn in_own_netns(test: impl FnOnce()) {
+    leave(UnshareFlags::NEWNET);
+    test();
+}
+
 /// Makes a nameless network namespace and works in it; it lives as long as the answer holds it.
-fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let inside = || {
         leave(UnshareFlags::NEWNET);
         work()
@@ -209,7 +215,7 @@ impl Node {
             .expect("cannot load the datapath: this test needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)");
         let Devices { overlay, underlay, ref pods, .. } = *devices;
         let node = Self { datapath, bpf_dir: bpf_dir.to_owned(), pods: pods.clone(), overlay, underlay };
-        node.datapath.set_state(StateValue { bank: 0, overlay_ifindex: overlay }).unwrap();
+        node.datapath.set_state(StateValue { overlay_ifindex: overlay, ..StateValue::default() }).unwrap();
         node.apply(&first_networks());
         node.apply_peers();
         for pod in pods {
@@ -260,7 +266,7 @@ impl Node {
 
     /// The second half.
     pub fn switch(&self, bank: u32) {
-        self.datapath.set_state(StateValue { bank, overlay_ifindex: self.overlay }).unwrap();
+        self.datapath.set_state(StateValue { bank, overlay_ifindex: self.overlay, ..StateValue::default() }).unwrap();
         let mut namespaces = locked(&self.datapath.namespaces);
         namespaces.switched(bank);
         namespaces.settle().unwrap();

@@ -3,7 +3,8 @@
 use super::node::{OUTSIDE, OWN, Tenant, first_networks, may_talk, on_node};
 use super::packet::{PORT, Packet, SERVICE_PORT};
 use super::run::{Skb, Way};
-use bulkhead_agent::datapath::abi::NS_UNKNOWN;
+use bulkhead_agent::datapath::abi::{EndpointValue, NS_UNKNOWN};
+use bulkhead_agent::live::locked;
 
 #[test]
 fn from_pod_to_pod_on_this_node() {
@@ -109,5 +110,43 @@ fn a_flat_network_lets_everybody_talk() {
                 assert!(matches!(outcome.way, Way::Delivered(_)), "{:?} to {:?}: {outcome:?}", from.tenant, to.tenant);
             }
         }
+    });
+}
+
+/// An entry whose index nobody has is of no namespace: it reaches nobody, a global namespace included, and nobody reaches it.
+#[test]
+fn an_index_that_is_not_assigned_is_not_global() {
+    on_node(|node| {
+        let lost = node.pod(Tenant::A);
+        for namespace in [0, super::node::UNASSIGNED] {
+            let value = EndpointValue {
+                ip4: lost.ip,
+                ip6: None,
+                ifindex: lost.ifindex,
+                namespace,
+                mac: lost.mac,
+                gateway_mac: super::node::GATEWAY_MAC,
+                shaped: false,
+                policed: false,
+            };
+            locked(&node.datapath.endpoints).publish(lost.host, value, None).unwrap();
+            for other in Tenant::ALL.map(|tenant| node.sibling(tenant)) {
+                for (from, to) in [(lost, other), (other, lost)] {
+                    let packet = Packet::udp(from.mac, (from.ip, PORT), (to.ip, PORT)).frame();
+                    let way = node.run("from_pod", &Skb::received(from.ifindex, packet)).way;
+                    assert_eq!(way, Way::Dropped("isolated"), "{namespace}: {:?} to {:?}", from.tenant, to.tenant);
+                }
+            }
+            for (ingress, mark) in [(0, 0), (node.overlay, NS_UNKNOWN << 16)] {
+                let packet = Packet::udp(lost.mac, (OWN[1], PORT), (lost.ip, PORT)).frame();
+                let outcome = node.run("to_pod", &Skb::sent(lost.ifindex, ingress, mark, packet));
+                assert_eq!(outcome.way, Way::Dropped("isolated"), "{namespace}, from the stack");
+            }
+        }
+        // Its own again, it reaches its like.
+        node.publish(&lost, false, None);
+        let like = node.sibling(Tenant::A);
+        let packet = Packet::udp(lost.mac, (lost.ip, PORT), (like.ip, PORT)).frame();
+        assert!(matches!(node.run("from_pod", &Skb::received(lost.ifindex, packet)).way, Way::Delivered(_)));
     });
 }
