@@ -56,7 +56,7 @@ fn what_fails_for_one_pod_is_done_for_the_others() {
         let mut refused = record("c2", 10, 20);
         refused.mtu = 10;
         let mut gone = record("c3", 10, 21);
-        gone.netns = "/run/netns/bulkhead-no-such-netns".into();
+        gone.netns = "/run/bulkhead-no-such-netns".into();
         let good = record("c4", 10, 22);
         for record in [&moved, &refused, &gone, &good] {
             live.records.update(record).unwrap();
