@@ -3,7 +3,7 @@
 //! Pure decisions over the whole table. The caller carries a decision out as one fenced transaction and then tells the
 //! table; nothing here changes by being asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -214,17 +214,40 @@ impl Tenants {
                 Ok(target.net_id)
             }
             Action::Global => Ok(NetId::GLOBAL),
-            Action::Isolate => {
-                let alone = !own.net_id.is_global() && self.members(own.net_id) == 1;
-                let home = NetId::from(own.vni);
-                if alone {
-                    Ok(own.net_id)
-                } else if own.net_id != home && self.members(home) == 0 {
-                    Ok(home)
-                } else {
-                    Ok(numbers.take(|number| self.in_use(number))?.into())
-                }
-            }
+            Action::Isolate => self.own_network(namespace, own, &BTreeSet::new(), numbers).map_err(Into::into),
+        }
+    }
+
+    /// The network of its own that a namespace has or can have, with `company`, who come along wherever it goes.
+    pub fn isolate(
+        &self,
+        namespace: &Namespace,
+        company: &BTreeSet<Namespace>,
+        numbers: &mut Numbers,
+    ) -> Result<NetId, ActionError> {
+        let own = self.get(namespace).ok_or_else(|| ActionError::UnknownNamespace(namespace.clone()))?;
+        self.own_network(namespace, own, company, numbers).map_err(Into::into)
+    }
+
+    fn own_network(
+        &self,
+        namespace: &Namespace,
+        own: &Tenant,
+        company: &BTreeSet<Namespace>,
+        numbers: &mut Numbers,
+    ) -> Result<NetId, Exhausted> {
+        let is_free = |net_id: NetId| {
+            let with = company.iter().filter(|name| *name != namespace).filter_map(|name| self.get(name));
+            let ours = with.chain([own]).filter(|tenant| tenant.net_id == net_id).count();
+            self.members(net_id) == ours
+        };
+        let home = NetId::from(own.vni);
+        if !own.net_id.is_global() && is_free(own.net_id) {
+            Ok(own.net_id)
+        } else if own.net_id != home && is_free(home) {
+            Ok(home)
+        } else {
+            Ok(numbers.take(|number| self.in_use(number))?.into())
         }
     }
 
@@ -254,7 +277,7 @@ impl Tenants {
                 Err(error) => drop(refused.insert(namespace.clone(), error)),
             }
         }
-        let taken: std::collections::BTreeSet<u32> = wanted.values().flatten().map(|id| id.get()).collect();
+        let taken: BTreeSet<u32> = wanted.values().flatten().map(|id| id.get()).collect();
         for (namespace, net_id) in wanted {
             // A number that only names somebody on the wire is nobody's network yet.
             if let Some(foreign) =
@@ -283,8 +306,6 @@ impl Tenants {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -321,6 +342,17 @@ mod tests {
         assert_eq!(act(&mut t, &mut n, "b", &Action::Global), 0);
         assert_eq!(act(&mut t, &mut n, "a", &Action::Join(name("b"))), 0, "a join to a global one is global");
         assert_eq!(act(&mut t, &mut n, "b", &Action::Isolate), 11);
+    }
+
+    #[test]
+    fn company_does_not_count_as_others() {
+        let (mut t, mut n) = born(&["a", "b", "c"]);
+        act(&mut t, &mut n, "b", &Action::Join(name("a")));
+        let company = BTreeSet::from([name("b")]);
+        assert_eq!(t.isolate(&name("a"), &company, &mut n).map(NetId::get), Ok(10), "it is where it belongs");
+        act(&mut t, &mut n, "c", &Action::Join(name("a")));
+        assert_eq!(t.isolate(&name("a"), &company, &mut n).map(NetId::get), Ok(13), "c is nobody's company");
+        assert_eq!(t.isolate(&name("c"), &company, &mut n).map(NetId::get), Ok(12));
     }
 
     #[test]
