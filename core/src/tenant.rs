@@ -214,17 +214,40 @@ impl Tenants {
                 Ok(target.net_id)
             }
             Action::Global => Ok(NetId::GLOBAL),
-            Action::Isolate => {
-                let alone = !own.net_id.is_global() && self.members(own.net_id) == 1;
-                let home = NetId::from(own.vni);
-                if alone {
-                    Ok(own.net_id)
-                } else if own.net_id != home && self.members(home) == 0 {
-                    Ok(home)
-                } else {
-                    Ok(numbers.take(|number| self.in_use(number))?.into())
-                }
-            }
+            Action::Isolate => self.own_network(namespace, own, &BTreeSet::new(), numbers).map_err(Into::into),
+        }
+    }
+
+    /// The network of its own that a namespace has or can have, with `company`, who come along wherever it goes.
+    pub fn isolate(
+        &self,
+        namespace: &Namespace,
+        company: &BTreeSet<Namespace>,
+        numbers: &mut Numbers,
+    ) -> Result<NetId, ActionError> {
+        let own = self.get(namespace).ok_or_else(|| ActionError::UnknownNamespace(namespace.clone()))?;
+        self.own_network(namespace, own, company, numbers).map_err(Into::into)
+    }
+
+    fn own_network(
+        &self,
+        namespace: &Namespace,
+        own: &Tenant,
+        company: &BTreeSet<Namespace>,
+        numbers: &mut Numbers,
+    ) -> Result<NetId, Exhausted> {
+        let is_free = |net_id: NetId| {
+            let with = company.iter().filter(|name| *name != namespace).filter_map(|name| self.get(name));
+            let ours = with.chain([own]).filter(|tenant| tenant.net_id == net_id).count();
+            self.members(net_id) == ours
+        };
+        let home = NetId::from(own.vni);
+        if !own.net_id.is_global() && is_free(own.net_id) {
+            Ok(own.net_id)
+        } else if own.net_id != home && is_free(home) {
+            Ok(home)
+        } else {
+            Ok(numbers.take(|number| self.in_use(number))?.into())
         }
     }
 

@@ -76,11 +76,13 @@ async fn nothing_is_born_and_nothing_dies_until_kubernetes_was_listed() {
     scene.write(&record, r#"{"NetName":"b"}"#).await;
     assert_eq!(scene.settle().await, 0);
     assert_eq!((scene.numbers("a"), scene.numbers("b")), (Some((10, 10)), None));
-    // Whoever is joined can be moved all the same.
-    scene.delete(&record).await;
+    // Nor is anybody moved: its annotation may say otherwise.
     scene.act(&[("a", &bulkhead_core::Action::Global)]).await;
+    assert_eq!(scene.settle().await, 0);
+    scene.appears("kube-system", "u-kube-system");
+    scene.appears("a", "u-a");
     scene.settle().await;
-    assert_eq!(scene.numbers("a"), Some((10, 0)));
+    assert_eq!((scene.numbers("a"), scene.numbers("b")), (Some((10, 0)), None));
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 
 mod cluster;
 mod complaint;
+mod declarations;
+mod declared;
 mod import;
 mod lifecycle;
 mod lost;
@@ -15,8 +17,13 @@ mod note;
 mod numbers;
 mod restore;
 mod seats;
+mod status;
 mod step;
 
+#[cfg(test)]
+mod declared_model;
+#[cfg(test)]
+mod declared_tests;
 #[cfg(test)]
 mod kubernetes_tests;
 #[cfg(test)]
@@ -34,6 +41,8 @@ mod scenes;
 #[cfg(test)]
 mod seat_tests;
 #[cfg(test)]
+mod status_tests;
+#[cfg(test)]
 mod tenant_tests;
 
 use std::collections::BTreeSet;
@@ -43,7 +52,10 @@ use bulkhead_core::Namespace;
 pub use complaint::{Complaint, complaints};
 pub use mirror::NOTICE;
 pub use note::Note;
+pub use status::{Kind, Status, statuses};
 pub use step::{MAX_BYTES, MAX_COMPARES, MAX_WRITES, Step};
+
+use declared::Declared;
 
 use crate::state::State;
 
@@ -72,6 +84,7 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     if state.owed.is_some() && restore::is_due(state) {
         return None;
     }
+    let declared = Declared::new(state, policy);
     lifecycle::deaths(state)
         .or_else(|| lifecycle::ties(state))
         .or_else(|| lifecycle::births(state, policy))
@@ -79,7 +92,8 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))
         .or_else(|| nodes::admissions(state, &cluster.networks))
-        .or_else(|| moves::step(state))
+        .or_else(|| declarations::step(state, &declared))
+        .or_else(|| moves::step(state, &declared))
         .or_else(|| mirror::namespaces(state))
         .or_else(|| mirror::nodes(state))
         .or_else(|| nodes::forgotten(state, &cluster.networks))

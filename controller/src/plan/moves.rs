@@ -9,14 +9,21 @@ use bulkhead_core::ledger::to_json;
 use bulkhead_core::record::{NetNamespaceRecord, Record};
 use bulkhead_core::{Action, Namespace, Tenant};
 
+use super::declarations;
+use super::declared::{Declared, is_objection};
 use super::note::Note;
 use super::numbers::Draft;
 use super::step::Step;
+use crate::objects::Source;
 use crate::source;
 use crate::state::{Held, State};
 
 /// Carries out the oldest action that can be, with those written by the same transaction.
-pub(super) fn step(state: &State) -> Option<Step> {
+pub(super) fn step(state: &State, declared: &Declared) -> Option<Step> {
+    // What is declared is not known yet: an action could break it.
+    if state.source == Source::Kubernetes(None) {
+        return None;
+    }
     let mut writes: BTreeMap<i64, Vec<(&Namespace, &Held<_>)>> = BTreeMap::new();
     for (namespace, held) in &state.records {
         let acts = held.value.record().is_some_and(|record| !record.action.is_empty());
@@ -32,9 +39,14 @@ pub(super) fn step(state: &State) -> Option<Step> {
         let mut step = Step::default();
         for (at, (namespace, held)) in together.iter().enumerate() {
             let Some(record) = held.value.record() else { continue };
-            let Some(item) = item(state, &mut draft, namespace, record, held.revision) else { continue };
+            let Some(item) = item(state, declared, &mut draft, namespace, record, held.revision) else { continue };
+            let left = together.len() - at;
             if !step.absorb(&item) {
-                step.note(Note::Split { left: together.len() - at });
+                step.note(Note::Split { left });
+                break;
+            }
+            if !follow(state, declared, &mut draft, namespace, &mut step) {
+                step.note(Note::Split { left });
                 break;
             }
         }
@@ -42,8 +54,24 @@ pub(super) fn step(state: &State) -> Option<Step> {
     })
 }
 
+/// Moves those that declare to follow; those that do not fit any more do so by their declaration. False if some did not.
+fn follow(state: &State, declared: &Declared, draft: &mut Draft, root: &Namespace, step: &mut Step) -> bool {
+    let Some(net_id) = draft.tenants.get(root).map(|tenant| tenant.net_id) else { return true };
+    for follower in declared.followers(root) {
+        if draft.tenants.get(&follower).is_none_or(|tenant| tenant.net_id == net_id) {
+            continue;
+        }
+        let Some(item) = declarations::item(state, draft, &follower, root, net_id) else { continue };
+        if !step.absorb(&item) {
+            return false;
+        }
+    }
+    true
+}
+
 fn item(
     state: &State,
+    declared: &Declared,
     draft: &mut Draft,
     namespace: &Namespace,
     record: &NetNamespaceRecord,
@@ -52,7 +80,24 @@ fn item(
     let mut item = Step::default();
     item.expect(state.keys().netnamespace(namespace), revision);
     let former = draft.tenants.get(namespace)?.clone();
-    let outcome = carry_out(state, draft, namespace, record, &mut item);
+    let action = Action::parse(&record.action, &record.namespace);
+    let objection = action.ok().flatten().and_then(|action| declared.objection(state, namespace, &action));
+    // What an annotation has forbidden does not happen by surprise when the annotation goes: it has to be asked again.
+    if objection.is_none() && is_objection(&record.error) {
+        let record = NetNamespaceRecord {
+            action: String::new(),
+            namespace: String::new(),
+            error: String::new(),
+            ..record.clone()
+        };
+        item.put(state.keys().netnamespace(namespace), record.to_json());
+        item.note(Note::Mirrored { what: "namespace", name: namespace.to_string() });
+        return Some(item);
+    }
+    let outcome = match objection {
+        Some(objection) => Err(objection),
+        None => carry_out(state, declared, draft, namespace, record, &mut item),
+    };
     let mirrored = NetNamespaceRecord { net_name: namespace.to_string(), ..record.clone() };
     let answer = match outcome {
         Ok(tenant) => NetNamespaceRecord {
@@ -85,6 +130,7 @@ fn item(
 /// Decides, and adds the ledger's part to the step; gives the tenant as it is then.
 fn carry_out(
     state: &State,
+    declared: &Declared,
     draft: &mut Draft,
     namespace: &Namespace,
     record: &NetNamespaceRecord,
@@ -96,7 +142,11 @@ fn carry_out(
     // No action: nothing to decide. The caller asks for records with one only.
     let Some(action) = action else { return Ok(former) };
     let before = draft.numbers.clone();
-    let net_id = draft.tenants.decide(namespace, &action, &mut draft.numbers).map_err(|error| error.to_string())?;
+    let decided = match &action {
+        Action::Isolate => draft.tenants.isolate(namespace, &declared.followers(namespace), &mut draft.numbers),
+        _ => draft.tenants.decide(namespace, &action, &mut draft.numbers),
+    };
+    let net_id = decided.map_err(|error| error.to_string())?;
     let tenant = Tenant { net_id, ..former.clone() };
 
     item.expect(state.keys().ledger_namespace(namespace), ledger_revision(state, namespace));

@@ -51,7 +51,20 @@ pub enum Note {
         /// `join`, `isolate` or `global`.
         action: &'static str,
     },
-    /// Namespaces that one write asked to move did not fit one transaction.
+    /// A namespace is where an annotation says.
+    Declared {
+        /// Whose.
+        namespace: Namespace,
+        /// Its name on the wire.
+        vni: Vni,
+        /// The network it was in.
+        from: NetId,
+        /// The network it is in now.
+        to: NetId,
+        /// The namespace that it follows; itself if it follows nobody.
+        root: Namespace,
+    },
+    /// Namespaces that are to move together did not fit one transaction.
     Split {
         /// How many wait for the next.
         left: usize,
@@ -160,8 +173,14 @@ impl Note {
             Self::Moved { namespace, vni, from, to, action } => {
                 info!(%namespace, %vni, net_id = %to, was = %from, action, "action carried out");
             }
+            Self::Declared { namespace, vni, from, to, root } if namespace == root => {
+                info!(%namespace, %vni, net_id = %to, was = %from, "annotation carried out");
+            }
+            Self::Declared { namespace, vni, from, to, root } => {
+                info!(%namespace, %vni, net_id = %to, was = %from, follows = %root, "annotation carried out");
+            }
             Self::Split { left } => {
-                warn!(left, "one write asks more namespaces to move than one transaction takes, they move in several");
+                warn!(left, "more namespaces are to move together than one transaction takes, they move in several");
             }
             Self::Refused { what: "node", name, reason } => warn!(node = name, reason, "refused"),
             Self::Refused { what: "restore", reason, .. } => warn!(reason, "the restore waits"),

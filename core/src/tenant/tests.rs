@@ -41,6 +41,17 @@ fn join_isolate_global() {
 }
 
 #[test]
+fn company_does_not_count_as_others() {
+    let (mut t, mut n) = born(&["a", "b", "c"]);
+    act(&mut t, &mut n, "b", &Action::Join(name("a")));
+    let company = BTreeSet::from([name("b")]);
+    assert_eq!(t.isolate(&name("a"), &company, &mut n).map(NetId::get), Ok(10), "it is where it belongs");
+    act(&mut t, &mut n, "c", &Action::Join(name("a")));
+    assert_eq!(t.isolate(&name("a"), &company, &mut n).map(NetId::get), Ok(13), "c is nobody's company");
+    assert_eq!(t.isolate(&name("c"), &company, &mut n).map(NetId::get), Ok(12));
+}
+
+#[test]
 fn bad_actions_are_refused() {
     let (t, mut n) = born(&["a"]);
     assert_eq!(t.decide(&name("a"), &Action::Join(name("a")), &mut n), Err(ActionError::JoinToItself(name("a"))));
