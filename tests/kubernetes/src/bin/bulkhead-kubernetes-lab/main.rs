@@ -7,7 +7,7 @@ mod up;
 use std::process::ExitCode;
 
 use bulkhead_kubernetes_tests::cluster::ClusterBuilder;
-use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, conformance};
+use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, bulkhead, conformance};
 use bulkhead_tests::{LabError, registry, standing};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -76,10 +76,12 @@ enum Proxy {
     Nftables,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Connect {
     /// The reference bridge plugin and static routes.
     Reference,
+    /// Bulkhead, from this tree's chart and binaries.
+    Bulkhead,
     /// Nothing.
     None,
 }
@@ -92,9 +94,19 @@ impl Shape {
         };
         let network = match self.network {
             Connect::Reference => Network::Reference,
-            Connect::None => Network::None,
+            Connect::Bulkhead | Connect::None => Network::None,
         };
         Cluster::builder().workers(self.nodes).proxy(proxy).network(network)
+    }
+
+    fn start(&self) -> Result<Cluster, LabError> {
+        let cluster = self.builder().start()?;
+        if self.network == Connect::Bulkhead {
+            let begin = std::time::Instant::now();
+            bulkhead::install(&cluster, &[])?;
+            println!("Bulkhead is installed after {:.1} s more", begin.elapsed().as_secs_f64());
+        }
+        Ok(cluster)
     }
 }
 
@@ -114,8 +126,10 @@ fn sweep() -> Result<ExitCode, LabError> {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
-        Verb::Up(shape) => up::up(shape.builder()),
-        Verb::E2e { shape, focus, skip, log } => e2e::run(shape.builder(), &focus, skip.as_deref(), &log),
+        Verb::Up(shape) => shape.start().and_then(up::up),
+        Verb::E2e { shape, focus, skip, log } => {
+            shape.start().and_then(|cluster| e2e::run(&cluster, &focus, skip.as_deref(), &log))
+        }
         Verb::Kubectl { arguments } => inside::kubectl(&arguments),
         Verb::Exec { name, command } => inside::exec(&name, &command),
         Verb::Down => down(),

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use bulkhead_kubernetes_tests::cluster::{Cluster, ClusterBuilder};
+use bulkhead_kubernetes_tests::Cluster;
 use bulkhead_tests::{LabError, signals, standing};
 
-/// Starts it, says what to try, and removes it on Ctrl-C or `down`.
-pub fn up(builder: ClusterBuilder) -> Result<ExitCode, LabError> {
-    let cluster = builder.start()?;
+/// Says what to try, and removes it on Ctrl-C or `down`.
+pub fn up(cluster: Cluster) -> Result<ExitCode, LabError> {
     let underlay = cluster.underlay();
     let mut names = Vec::new();
     names.extend(cluster.nodes().iter().map(|node| (node.name().to_owned(), cluster.netns_path(node.name()))));

@@ -1,0 +1,129 @@
+//! Bulkhead on a cluster of the lab, installed as an administrator does: the chart, an image, an etcd with TLS.
+//!
+//! The image holds the binaries of this tree and is made without a daemon. Promises: when [`install`] returns, every node is
+//! ready, all of Bulkhead's pods are, and names are resolved.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bulkhead_tests::binaries::Binaries;
+use bulkhead_tests::error::{LabError, Tried};
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::image::Archive;
+use crate::network::{CLUSTER_NETWORK, SERVICE_NETWORK};
+
+/// The namespace that it is installed in.
+pub const NAMESPACE: &str = "bulkhead-system";
+/// The image that the chart names.
+pub const IMAGE: &str = concat!("ghcr.io/bulkhead-net/bulkhead:", env!("CARGO_PKG_VERSION"));
+const TLS_SECRET: &str = "bulkhead-etcd-client";
+const ROLLED_OUT: Duration = Duration::from_mins(2);
+
+/// The chart of this tree.
+pub fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart")
+}
+
+/// Installs it and waits until the cluster works. `values` are further values of the chart, as `--set` takes them.
+pub fn install(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
+    cluster.import(&image(cluster)?)?;
+    cluster
+        .kubectl()
+        .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string())?;
+    cluster.kubectl().apply(&secret(cluster)?)?;
+    cluster.kubectl().apply(&manifests(cluster, values)?)?;
+    await_ready(cluster)
+}
+
+/// The image with this tree's binaries, as an archive.
+pub fn image(cluster: &Cluster) -> Result<PathBuf, LabError> {
+    let binaries = Binaries::find()?;
+    let programs = [
+        (binaries.agent()?, "/usr/bin/bulkhead-agent"),
+        (binaries.controller()?, "/usr/bin/bulkhead-controller"),
+        (binaries.cli()?, "/usr/bin/bulkhead"),
+        (binaries.cni()?, "/usr/bin/bulkhead-cni"),
+    ];
+    let files: Vec<(&Path, &str)> = programs.iter().map(|(from, to)| (from.as_path(), *to)).collect();
+    let archive = cluster.dir().join("bulkhead.tar");
+    let labels = [("org.opencontainers.image.title", "bulkhead")];
+    Archive::of_files(IMAGE, &["/usr/bin/bulkhead"], &files, &labels)?.write(&archive)?;
+    Ok(archive)
+}
+
+fn secret(cluster: &Cluster) -> Result<String, LabError> {
+    let etcd = cluster.etcd_client();
+    let read = |path: &Path| {
+        std::fs::read(path).map(|bytes| STANDARD.encode(bytes)).tried(|| format!("read {}", path.display()))
+    };
+    let data = json!({
+        "ca.crt": read(&etcd.authority)?,
+        "tls.crt": read(&etcd.certificate)?,
+        "tls.key": read(&etcd.key)?,
+    });
+    let metadata = json!({"name": TLS_SECRET, "namespace": NAMESPACE});
+    Ok(json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}).to_string())
+}
+
+/// What the chart makes for this cluster.
+pub fn manifests(cluster: &Cluster, values: &[&str]) -> Result<String, LabError> {
+    let endpoints = format!("etcd.external.endpoints={{{}}}", cluster.etcd_client().endpoints);
+    let (network, services) =
+        (format!("cluster.network={CLUSTER_NETWORK}"), format!("cluster.serviceNetwork={SERVICE_NETWORK}"));
+    let secret = format!("etcd.external.tlsSecret={TLS_SECRET}");
+    let own = ["etcd.mode=external", &endpoints, &secret, &network, &services];
+    let helm = cluster.programs().get("helm")?;
+    let mut command = Command::new(&helm);
+    command.args(["template", "bulkhead"]).arg(chart()).args(["--namespace", NAMESPACE]);
+    command.env_clear().env("HOME", cluster.dir());
+    for value in own.iter().chain(values) {
+        command.args(["--set", value]);
+    }
+    let output = command.output().tried(|| format!("run {}", helm.display()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(LabError::Refused { what: "render the chart".into(), answer })
+}
+
+/// Waits until all of it is rolled out, the nodes are ready and names are resolved.
+pub fn await_ready(cluster: &Cluster) -> Result<(), LabError> {
+    let limit = format!("--timeout={}s", ROLLED_OUT.as_secs());
+    for what in ["deployment/bulkhead-controller", "daemonset/bulkhead-agent"] {
+        cluster
+            .kubectl()
+            .run(&["-n", NAMESPACE, "rollout", "status", what, &limit])
+            .map_err(|error| explain(cluster, &error))?;
+    }
+    cluster.await_nodes_ready()?;
+    cluster.await_dns()
+}
+
+/// An error with what the pods say.
+fn explain(cluster: &Cluster, error: &LabError) -> LabError {
+    let mut text = error.to_string();
+    for arguments in [
+        &["-n", NAMESPACE, "get", "pods", "-o", "wide"][..],
+        &["-n", NAMESPACE, "get", "events", "--sort-by=.lastTimestamp"],
+        &[
+            "-n",
+            NAMESPACE,
+            "logs",
+            "-l",
+            "app.kubernetes.io/name=bulkhead",
+            "--all-containers",
+            "--prefix",
+            "--tail=15",
+        ],
+    ] {
+        let said = cluster.kubectl().run(arguments).unwrap_or_else(|error| error.to_string());
+        text = format!("{text}\n$ kubectl {}\n{said}", arguments.join(" "));
+    }
+    LabError::Broken(text)
+}
