@@ -79,7 +79,7 @@ pub fn manifests(cluster: &Cluster, values: &[&str]) -> Result<String, LabError>
     let own = ["etcd.mode=external", &endpoints, &secret, &network, &services];
     let helm = cluster.programs().get("helm")?;
     let mut command = Command::new(&helm);
-    command.args(["template", "bulkhead"]).arg(chart()).args(["--namespace", NAMESPACE]);
+    command.args(["template", "bulkhead"]).arg(chart()).args(["--namespace", NAMESPACE, "--kube-version", "1.34.4"]);
     command.env_clear().env("HOME", cluster.dir());
     for value in own.iter().chain(values) {
         command.args(["--set", value]);
