@@ -8,6 +8,8 @@ use bulkhead_core::ledger::{self, ClusterEntry};
 use bulkhead_store::{Change, Changes, Entry, Snapshot, Store, Update};
 use tracing::warn;
 
+use crate::kubernetes::memory::Memory;
+
 /// The memory of one controller's process.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -17,6 +19,8 @@ pub struct History {
     epoch: u64,
     /// The epoch that the ledger's has to exceed.
     owed: Option<u64>,
+    /// Whether what others remembered was taken in.
+    recalled: bool,
 }
 
 impl History {
@@ -60,6 +64,30 @@ impl History {
         }
         self.epoch = self.epoch.max(epoch.unwrap_or(0));
         self.owed = self.owed.filter(|owed| *owed >= epoch.unwrap_or(0));
+    }
+
+    /// Takes in what outlived this process's beginning: how far etcd had come by then. `found` is the epoch of the ledger
+    /// now. Once: what is seen later is this process's own.
+    pub fn recall(&mut self, memory: &Memory, found: Option<u64>) {
+        let Some((cluster_id, revision)) = self.seen.filter(|_| !self.recalled) else { return };
+        self.recalled = true;
+        let found = found.unwrap_or(0);
+        self.epoch = self.epoch.max(memory.epoch);
+        let broken = cluster_id != memory.cluster_id || revision < memory.revision || found < memory.epoch;
+        // A higher epoch than the remembered one: somebody has dealt with it.
+        if broken && found <= memory.epoch {
+            warn!(
+                seen = memory.epoch,
+                found,
+                "etcd was restored or replaced while no controller ran: the leader raises the epoch before anything else"
+            );
+            self.owed = self.owed.max(Some(memory.epoch));
+        }
+    }
+
+    /// etcd's cluster id and the highest revision seen of it.
+    pub const fn seen(&self) -> Option<(u64, i64)> {
+        self.seen
     }
 
     /// Looks on while another leads. Never ends but with the runtime.
@@ -117,6 +145,30 @@ mod tests {
         assert_eq!(history.owed(), Some(3), "agents saw 3");
         history.changed(&Changes { revision: 43, changes: vec![Change::Put(entry(4))] }, KEY);
         assert_eq!(history.owed(), None);
+    }
+
+    #[test]
+    fn a_controller_that_was_started_after_a_restore_learns_of_it_from_what_others_remember() {
+        let memory = Memory { epoch: 3, cluster_id: 1, revision: 10 };
+        for (cluster_id, revision, epoch, owed) in [
+            (1, 10, 3, None),
+            (1, 40, 3, None),
+            (1, 9, 3, Some(3)),
+            (2, 40, 3, Some(3)),
+            (1, 40, 2, Some(3)),
+            (2, 1, 0, Some(3)),
+            (2, 1, 4, None),
+        ] {
+            let mut history = History::default();
+            history.recall(&memory, None);
+            assert_eq!(history.owed(), None, "nothing was listed yet");
+            history.listed(&mut list(cluster_id, revision, epoch), KEY);
+            history.recall(&memory, Some(epoch));
+            assert_eq!(history.owed(), owed, "{cluster_id} {revision} {epoch}");
+            history.reached(revision + 1, Some(4));
+            history.recall(&memory, Some(4));
+            assert_eq!(history.owed(), None);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The controller's life: find the config, run for leadership, lead, and again.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_core::Keys;
@@ -83,6 +84,7 @@ pub async fn run(
     let election = keys.election();
     let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
     let mut history = History::default();
+    tally.running.store(true, Ordering::Relaxed);
     let task = Task { store, prefix: &options.prefix, keys: &keys, policy: &options.policy, tally, outside };
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {
