@@ -1,6 +1,7 @@
 //! The flags, parsed once into validated options.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,6 +42,9 @@ pub struct ControllerArgs {
     /// Kubernetes.
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
+    /// Where health and metrics are served [default: 127.0.0.1:9471, if it is free]
+    #[arg(long, env = "BULKHEAD_CONTROLLER_LISTEN", value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
     /// Form of the log
     #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,

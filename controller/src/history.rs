@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::kubernetes::memory::Memory;
 use crate::state::State;
 
 /// The shortest time between two writes of the file.
@@ -25,21 +26,25 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The memory of one controller.
 #[derive(Debug, Default)]
 pub struct History {
-    memory: Memory,
+    seen: Seen,
+    /// Whether what Kubernetes remembers was taken in.
+    recalled: bool,
     file: Option<PathBuf>,
     /// What the file holds, and since when.
-    saved: Option<(Memory, Instant)>,
+    saved: Option<(Seen, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Memory {
+struct Seen {
     /// The cluster id and the highest revision of it.
-    seen: Option<(u64, i64)>,
+    etcd: Option<(u64, i64)>,
     /// The highest epoch of the ledger.
     epoch: u64,
     /// The epoch that the ledger's has to exceed.
     owed: Option<u64>,
+    /// Whether what others remembered was taken in.
+    recalled: bool,
 }
 
 impl History {
@@ -48,25 +53,25 @@ impl History {
         // One machine may run controllers of several clusters.
         let file = folder.map(|folder| folder.join(format!("history{}json", keys.root().replace('/', "."))));
         let read = file.as_ref().map(|file| (fs::read(file), file));
-        let memory = match read {
+        let seen = match read {
             Some((Ok(bytes), file)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 warn!(file = %file.display(), %error, "what was seen of etcd before cannot be read: a restore since then is not noticed");
-                Memory::default()
+                Seen::default()
             }),
             Some((Err(error), file)) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(file = %file.display(), %error, "what was seen of etcd before cannot be read: a restore since then is not noticed");
-                Memory::default()
+                Seen::default()
             }
-            _ => Memory::default(),
+            _ => Seen::default(),
         };
-        Self { memory, file, saved: None }
+        Self { seen, recalled: false, file, saved: None }
     }
 
     /// Ends when the file should be written again: a second behind the last time, once something was seen since.
     pub async fn worth_saving(&self) {
         match self.saved {
             _ if self.file.is_none() => std::future::pending().await,
-            Some((saved, _)) if saved == self.memory => std::future::pending().await,
+            Some((saved, _)) if saved == self.seen => std::future::pending().await,
             Some((_, since)) => tokio::time::sleep_until(since + SAVE_EVERY).await,
             None => {}
         }
@@ -74,41 +79,41 @@ impl History {
 
     /// Writes the file, by rename, if something was seen since.
     pub fn save(&mut self) {
-        let Some(file) = self.file.clone().filter(|_| self.saved.is_none_or(|(saved, _)| saved != self.memory)) else {
+        let Some(file) = self.file.clone().filter(|_| self.saved.is_none_or(|(saved, _)| saved != self.seen)) else {
             return;
         };
         let written = (|| {
             fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
             let temporary = file.with_extension("new");
-            fs::write(&temporary, serde_json::to_vec(&self.memory)?)?;
+            fs::write(&temporary, serde_json::to_vec(&self.seen)?)?;
             fs::rename(&temporary, &file)
         })();
         if let Err(error) = written {
             warn!(file = %file.display(), %error, "what was seen of etcd is not kept across a restart; is --state-dir writable?");
             self.file = None;
         }
-        self.saved = Some((self.memory, Instant::now()));
+        self.saved = Some((self.seen, Instant::now()));
     }
 
     /// The highest epoch that was seen.
     pub const fn epoch(&self) -> u64 {
-        self.memory.epoch
+        self.seen.epoch
     }
 
     /// The epoch that the ledger's has to exceed before anything else happens.
     pub const fn owed(&self) -> Option<u64> {
-        self.memory.owed
+        self.seen.owed
     }
 
     /// Takes a list in, and marks it if it is no successor of what was seen. `key` is the cluster's ledger entry.
     pub fn listed(&mut self, snapshot: &mut Snapshot, key: &str) {
-        let ours = self.memory.seen.and_then(|(cluster, revision)| snapshot.discontinuity_since(cluster, revision));
+        let ours = self.seen.etcd.and_then(|(cluster, revision)| snapshot.discontinuity_since(cluster, revision));
         snapshot.discontinuity = snapshot.discontinuity.or(ours);
-        self.memory.seen = Some((snapshot.cluster_id, snapshot.revision));
+        self.seen.etcd = Some((snapshot.cluster_id, snapshot.revision));
         let found = snapshot.get(key).and_then(epoch);
         if let Some(discontinuity) = snapshot.discontinuity {
-            let (seen, found) = (self.memory.epoch, found.unwrap_or(0));
-            self.memory.owed = Some(seen);
+            let (seen, found) = (self.seen.epoch, found.unwrap_or(0));
+            self.seen.owed = Some(seen);
             if found <= seen {
                 warn!(
                     ?discontinuity,
@@ -130,12 +135,36 @@ impl History {
 
     /// Takes a revision and the epoch in that are known otherwise, for instance by an own transaction.
     pub fn reached(&mut self, revision: i64, epoch: Option<u64>) {
-        let memory = &mut self.memory;
-        if let Some((_, seen)) = &mut memory.seen {
-            *seen = revision.max(*seen);
+        let seen = &mut self.seen;
+        if let Some((_, highest)) = &mut seen.etcd {
+            *highest = revision.max(*highest);
         }
-        memory.epoch = memory.epoch.max(epoch.unwrap_or(0));
-        memory.owed = memory.owed.filter(|owed| *owed >= epoch.unwrap_or(0));
+        seen.epoch = seen.epoch.max(epoch.unwrap_or(0));
+        seen.owed = seen.owed.filter(|owed| *owed >= epoch.unwrap_or(0));
+    }
+
+    /// Takes in what outlived this process's beginning: how far etcd had come by then. `found` is the epoch of the ledger
+    /// now. Once: what is seen later is this process's own.
+    pub fn recall(&mut self, memory: &Memory, found: Option<u64>) {
+        let Some((cluster_id, revision)) = self.seen.etcd.filter(|_| !self.recalled) else { return };
+        self.recalled = true;
+        let found = found.unwrap_or(0);
+        self.seen.epoch = self.seen.epoch.max(memory.epoch);
+        let broken = cluster_id != memory.cluster_id || revision < memory.revision || found < memory.epoch;
+        // A higher epoch than the remembered one: somebody has dealt with it.
+        if broken && found <= memory.epoch {
+            warn!(
+                seen = memory.epoch,
+                found,
+                "etcd was restored or replaced while no controller ran: the leader raises the epoch before anything else"
+            );
+            self.seen.owed = self.seen.owed.max(Some(memory.epoch));
+        }
+    }
+
+    /// etcd's cluster id and the highest revision seen of it.
+    pub const fn seen(&self) -> Option<(u64, i64)> {
+        self.seen.etcd
     }
 
     /// Looks on while another leads, so that what it knew is known here as well. Never ends but with the runtime.
@@ -228,6 +257,30 @@ mod tests {
         assert_eq!(History::load(Some(folder.path()), &keys).epoch(), 0);
         let other = Keys::new("/p", &bulkhead_core::ClusterName::new("d").unwrap()).unwrap();
         assert_eq!(History::load(Some(folder.path()), &other).epoch(), 0, "of another cluster");
+    }
+
+    #[test]
+    fn a_controller_that_was_started_after_a_restore_learns_of_it_from_what_others_remember() {
+        let memory = Memory { epoch: 3, cluster_id: 1, revision: 10 };
+        for (cluster_id, revision, epoch, owed) in [
+            (1, 10, 3, None),
+            (1, 40, 3, None),
+            (1, 9, 3, Some(3)),
+            (2, 40, 3, Some(3)),
+            (1, 40, 2, Some(3)),
+            (2, 1, 0, Some(3)),
+            (2, 1, 4, None),
+        ] {
+            let mut history = History::default();
+            history.recall(&memory, None);
+            assert_eq!(history.owed(), None, "nothing was listed yet");
+            history.listed(&mut list(cluster_id, revision, epoch), KEY);
+            history.recall(&memory, Some(epoch));
+            assert_eq!(history.owed(), owed, "{cluster_id} {revision} {epoch}");
+            history.reached(revision + 1, Some(4));
+            history.recall(&memory, Some(4));
+            assert_eq!(history.owed(), None);
+        }
     }
 
     #[test]

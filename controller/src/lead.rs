@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_store::{Conflict, Fence, Leadership, Loss, Outcome, Store, StoreError, Update, Watch};
@@ -14,7 +14,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use crate::history::History;
+use crate::kubernetes::Report;
 use crate::kubernetes::absence::Absences;
+use crate::kubernetes::memory::Memory;
 use crate::objects::Objects;
 use crate::plan::{self, Note, Policy, Step};
 use crate::state::State;
@@ -39,6 +41,14 @@ pub struct Tally {
     pub refusals: AtomicU64,
     /// Records that differed from the ledger and were restored.
     pub restored: AtomicU64,
+    /// Whether it leads now.
+    pub leading: AtomicBool,
+    /// Whether it leads or could: the config was found.
+    pub running: AtomicBool,
+    /// Namespaces in the ledger, when it last led.
+    pub namespaces: AtomicU64,
+    /// Nodes in the ledger, when it last led.
+    pub nodes: AtomicU64,
 }
 
 impl Tally {
@@ -88,6 +98,26 @@ pub struct Outside {
     pub objects: watch::Receiver<Option<Objects>>,
     /// How long a node's subnet is kept for it after its Node is gone.
     pub node_release_after: Duration,
+    /// What it should show; none while this process does not lead.
+    pub reports: watch::Sender<Option<Report>>,
+}
+
+/// Takes the report back when the lead ends.
+struct Reporting<'a>(&'a watch::Sender<Option<Report>>);
+
+impl Drop for Reporting<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+/// Counts as leading for as long as it lives.
+struct Leading<'a>(&'a Tally);
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        self.0.leading.store(false, Ordering::Relaxed);
+    }
 }
 
 /// What a leader works on and by.
@@ -108,7 +138,10 @@ pub struct Task<'a> {
 /// Leads until it is over. The leadership stays the caller's, to resign.
 pub async fn lead(task: Task<'_>, leadership: &Leadership, memory: (&mut History, &mut State)) -> Ended {
     let prefix = format!("{}/", task.prefix);
+    task.tally.leading.store(true, Ordering::Relaxed);
+    let _leading = Leading(task.tally);
     let leader = Leader {
+        reporting: task.outside.map(|outside| Reporting(&outside.reports)),
         store: task.store,
         watch: task.store.watch(&prefix),
         prefix,
@@ -153,6 +186,8 @@ struct Leader<'a> {
     named_only_until: Option<Instant>,
     /// What Kubernetes has; none standalone.
     objects: Option<watch::Receiver<Option<Objects>>>,
+    /// Where it is told what to show.
+    reporting: Option<Reporting<'a>>,
     /// Who is away from it.
     absences: Absences,
     /// What was logged, by key and revision.
@@ -196,7 +231,10 @@ impl Leader<'_> {
                 grace = self.look_outside();
                 self.complain();
                 match self.progress().await {
-                    Progress::Quiet => break,
+                    Progress::Quiet => {
+                        self.report();
+                        break;
+                    }
                     Progress::Moved => {
                         retry = RETRY.0;
                         self.drain().await;
@@ -238,11 +276,35 @@ impl Leader<'_> {
     fn look_outside(&mut self) -> Option<Instant> {
         let objects = self.objects.as_mut()?.borrow_and_update().clone();
         if let Some(objects) = objects {
+            if let Some(memory) = &objects.memory {
+                self.history.recall(memory, self.state.epoch());
+                self.state.owe(self.history.owed(), self.history.epoch());
+            }
             self.state.observe(objects);
         }
         let (overdue, next) = self.absences.look(self.state, Instant::now());
         self.state.expire(overdue);
         next
+    }
+
+    /// Says what is, now that nothing is left to do.
+    fn report(&self) {
+        let counts =
+            [(&self.tally.namespaces, self.state.tenants().len()), (&self.tally.nodes, self.state.nodes().count())];
+        for (gauge, count) in counts {
+            gauge.store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        let Some(Reporting(reports)) = &self.reporting else { return };
+        let memory = self.state.epoch().zip(self.history.seen());
+        let report = Report {
+            statuses: plan::statuses(&self.state, self.policy),
+            memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
+        };
+        reports.send_if_modified(|before| {
+            let differs = before.as_ref() != Some(&report);
+            *before = Some(report);
+            differs
+        });
     }
 
     /// Takes what has come already, so that one plan sees all of it.

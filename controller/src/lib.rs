@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod configure;
+pub mod endpoints;
 pub mod history;
 pub mod kubernetes;
 pub mod lead;

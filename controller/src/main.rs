@@ -3,9 +3,12 @@
 //! Exits with 0 after SIGTERM or SIGINT, 1 if it cannot go on, 2 for a wrong flag.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use bulkhead_controller::args::{ControllerArgs, LogFormat};
+use bulkhead_controller::endpoints;
 use bulkhead_controller::kubernetes::{self, KubernetesOptions};
 use bulkhead_controller::lead::{Outside, Tally};
 use bulkhead_controller::run::{Options, RunError, connect, run};
@@ -13,7 +16,8 @@ use bulkhead_store::Settings;
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(serve(&options, kubernetes.as_ref(), &settings)) {
+    match runtime.block_on(serve(&options, kubernetes.as_ref(), args.listen, &settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             error!(error = chain(reason.as_ref()), "the controller cannot go on");
@@ -52,16 +56,32 @@ fn main() -> ExitCode {
 async fn serve(
     options: &Options,
     kubernetes: Option<&KubernetesOptions>,
+    listen: Option<SocketAddr>,
     settings: &Settings,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let following = match kubernetes {
-        Some(options) => Some(kubernetes::follow(&kubernetes::client(options).await?, options)),
-        None => None,
-    };
-    let outside = following.as_ref().zip(kubernetes).map(|(following, options)| Outside {
-        objects: following.objects(),
-        node_release_after: options.node_release_after,
-    });
+    let tally = Arc::new(Tally::default());
+    let mut beside = JoinSet::new();
+    let mut outside = None;
+    // Dropped last: it ends the reflectors.
+    let mut _following = None;
+    if let Some(options) = kubernetes {
+        let client = kubernetes::client(options).await?;
+        let following = kubernetes::follow(&client, options);
+        let (objects, (reports, to_report)) = (following.objects(), watch::channel(None));
+        let (namespace, shown) = (options.agent_namespace.clone(), objects.clone());
+        beside.spawn(async move { kubernetes::report(client, &namespace, to_report, shown).await });
+        outside = Some(Outside { objects, node_release_after: options.node_release_after, reports });
+        _following = Some(following);
+    }
+    let address = listen.map_or_else(|| endpoints::DEFAULT.parse(), Ok)?;
+    let objects = outside.as_ref().map(|outside| outside.objects.clone());
+    match endpoints::bind(address).await {
+        Ok(listener) => {
+            drop(beside.spawn(endpoints::serve(listener, endpoints::Subject { tally: Arc::clone(&tally), objects })));
+        }
+        Err(error) if listen.is_some() => return Err(error.into()),
+        Err(error) => warn!(%error, "health and metrics are not served"),
+    }
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (stop, stopping) = watch::channel(false);
     let mut waiting = stopping.clone();
@@ -71,7 +91,7 @@ async fn serve(
             _ = waiting.wait_for(|stop| *stop) => return Ok(()),
             store = connect(settings) => store.map_err(RunError::from)?,
         };
-        run(&store, options, &Tally::default(), outside.as_ref(), stopping).await
+        run(&store, options, &tally, outside.as_ref(), stopping).await
     };
     tokio::pin!(work);
     tokio::select! {

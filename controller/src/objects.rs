@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bulkhead_core::annotation::{AnnotationError, JoinConsent, Network};
 use bulkhead_core::{Namespace, NodeName};
 
+use crate::kubernetes::memory::Memory;
+
 /// The namespace that every cluster has: a list without it is not believed.
 pub const KUBE_SYSTEM: &str = "kube-system";
 
@@ -22,6 +24,8 @@ pub struct Objects {
     pub nodes: Arc<BTreeMap<NodeName, NodeObject>>,
     /// The agents' pods by node: whether one of them is ready.
     pub agents: Arc<BTreeMap<NodeName, bool>>,
+    /// What it remembered of etcd when this process began, if anything.
+    pub memory: Option<Memory>,
 }
 
 /// A Namespace.

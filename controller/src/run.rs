@@ -1,6 +1,7 @@
 //! The controller's life: find the config, run for leadership, lead, and again.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_core::Keys;
@@ -91,6 +92,7 @@ pub async fn run(
     if outside.is_some() {
         state = state.with_kubernetes();
     }
+    tally.running.store(true, Ordering::Relaxed);
     let task = Task { store, prefix: &options.prefix, policy: &options.policy, tally, outside };
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {

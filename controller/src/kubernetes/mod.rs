@@ -4,7 +4,9 @@
 //! only a leader writes, only what differs, at a bounded rate.
 
 pub mod absence;
+pub mod memory;
 mod read;
+mod report;
 mod watch;
 
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
 
+pub use report::{AGAIN, PACE, Report, report};
 pub use watch::{Following, follow};
 
 /// What is decided about Kubernetes when the controller starts.

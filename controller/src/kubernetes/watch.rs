@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::memory::{self, Memory};
 use super::{KubernetesOptions, read};
 use crate::objects::{KUBE_SYSTEM, NamespaceObject, NodeObject, Objects};
 
@@ -31,6 +32,9 @@ struct Lists {
     namespaces: Option<Arc<BTreeMap<Namespace, NamespaceObject>>>,
     nodes: Option<Arc<BTreeMap<NodeName, NodeObject>>>,
     agents: Option<Arc<BTreeMap<NodeName, bool>>>,
+    memory: Option<Memory>,
+    /// Whether the memory was looked for.
+    recalled: bool,
 }
 
 /// The reflectors at work; dropping it ends them.
@@ -66,6 +70,11 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
     tasks.spawn(reflect(Api::<Node>::all(client.clone()), watcher::Config::default(), read::node, move |map| {
         to.update(|lists| lists.nodes = Some(Arc::new(map.clone())));
     }));
+    let (to, from, namespace) = (Arc::clone(&shared), client.clone(), options.agent_namespace.clone());
+    tasks.spawn(async move {
+        let memory = memory::recall(&from, &namespace).await;
+        to.update(|lists| (lists.memory, lists.recalled) = (memory, true));
+    });
     let pods = Api::<Pod>::namespaced(client.clone(), &options.agent_namespace);
     let selected = watcher::Config::default().labels(&options.agent_selector);
     tasks.spawn(reflect(pods, selected, read::agent, move |map| {
@@ -88,7 +97,9 @@ impl Shared {
     fn update(&self, change: impl FnOnce(&mut Lists)) {
         let mut lists = self.lists.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut lists);
-        let (Some(namespaces), Some(nodes), Some(agents)) = (&lists.namespaces, &lists.nodes, &lists.agents) else {
+        let Lists { namespaces: Some(namespaces), nodes: Some(nodes), agents: Some(agents), memory, recalled: true } =
+            &*lists
+        else {
             return;
         };
         if !namespaces.keys().any(|name| name.as_str() == KUBE_SYSTEM) {
@@ -97,7 +108,12 @@ impl Shared {
             );
             return;
         }
-        let now = Objects { namespaces: Arc::clone(namespaces), nodes: Arc::clone(nodes), agents: Arc::clone(agents) };
+        let now = Objects {
+            namespaces: Arc::clone(namespaces),
+            nodes: Arc::clone(nodes),
+            agents: Arc::clone(agents),
+            memory: memory.clone(),
+        };
         self.sender.send_if_modified(|before| {
             if before.is_none() {
                 info!(namespaces = now.namespaces.len(), nodes = now.nodes.len(), "Kubernetes was listed");

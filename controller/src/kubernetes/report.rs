@@ -1,0 +1,370 @@
+//! What the leader decided, written where users of Kubernetes look: annotations and Events of Namespaces, the condition
+//! of Nodes, the epoch in a `ConfigMap`.
+//!
+//! Level-triggered: what Kubernetes shows is compared with what it should show, and the difference is written, one
+//! thing after another. Promises: nothing is written but what differs; nothing while another leads; at most one write
+//! each [`PACE`], and the same one again only after [`AGAIN`], however often somebody undoes it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bulkhead_core::annotation::{NETWORK_STATUS, VNI};
+use bulkhead_core::{Namespace, NodeName};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node, ObjectReference};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::memory::{self, Memory};
+use super::read::NETWORK_UNAVAILABLE;
+use crate::objects::Objects;
+use crate::plan::{Kind, Status};
+
+/// The least time between two writes.
+pub const PACE: Duration = Duration::from_millis(25);
+/// How long a write is given to show before it is made again.
+pub const AGAIN: Duration = Duration::from_secs(10);
+/// How often the revision that goes with the epoch is written.
+const REVISION_EVERY: Duration = Duration::from_mins(1);
+/// How long a write that fails is put off, at least and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The name of the writer.
+pub(super) const MANAGER: &str = "bulkhead-controller";
+
+/// What Kubernetes should show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How namespaces stand.
+    pub statuses: BTreeMap<Namespace, Status>,
+    /// What of etcd is to be remembered, if the ledger can be read.
+    pub memory: Option<Memory>,
+}
+
+/// One thing to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Write {
+    Namespace { name: Namespace, status: Status, reason: &'static str },
+    Node { name: NodeName, ready: bool },
+    Memory(Memory),
+}
+
+/// What a write is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Subject {
+    Namespace(Namespace),
+    Node(NodeName),
+    Memory,
+}
+
+impl Write {
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Namespace { name, .. } => Subject::Namespace(name.clone()),
+            Self::Node { name, .. } => Subject::Node(name.clone()),
+            Self::Memory(_) => Subject::Memory,
+        }
+    }
+
+    /// The same thing would be shown, whatever it is said to be.
+    fn shows_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Namespace { status: a, .. }, Self::Namespace { status: b, .. }) => a == b,
+            _ => self == other,
+        }
+    }
+}
+
+/// Everything that Kubernetes does not show as it should. Nodes are left alone while no agent's pod was ever seen:
+/// then the agents run by other means, or the selector is wrong.
+fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, Instant)>, now: Instant) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if let Some(memory) = &report.memory {
+        let stale = remembered.is_none_or(|(known, when)| {
+            known.epoch != memory.epoch
+                || known.cluster_id != memory.cluster_id
+                || (known.revision != memory.revision && *when + REVISION_EVERY <= now)
+        });
+        writes.extend(stale.then(|| Write::Memory(memory.clone())));
+    }
+    if !objects.agents.is_empty() {
+        for (name, node) in &*objects.nodes {
+            let ready = objects.agents.get(name).copied().unwrap_or(false);
+            let shown = node.unavailable.as_ref().map(|(status, reason)| (status.as_str(), reason.as_str()));
+            if shown != Some(condition(ready)) {
+                writes.push(Write::Node { name: name.clone(), ready });
+            }
+        }
+    }
+    for (name, status) in &report.statuses {
+        let Some(object) = objects.namespaces.get(name).filter(|object| object.uid == status.uid) else { continue };
+        let known = object.shown_vni.as_ref() == Some(&status.vni);
+        if known && object.shown_status.as_ref() == Some(&status.text) {
+            continue;
+        }
+        let reason = match status.kind {
+            Kind::Waits | Kind::Refused => "NetworkRefused",
+            Kind::InForce if known => "NetworkChanged",
+            Kind::InForce => "NetworkReady",
+        };
+        writes.push(Write::Namespace { name: name.clone(), status: status.clone(), reason });
+    }
+    writes
+}
+
+/// The condition's status and reason.
+const fn condition(ready: bool) -> (&'static str, &'static str) {
+    if ready { ("False", "BulkheadReady") } else { ("True", "BulkheadNotReady") }
+}
+
+/// Writes reports for as long as somebody makes them. Dropping the future ends it.
+pub async fn report(
+    client: Client,
+    agent_namespace: &str,
+    mut reports: watch::Receiver<Option<Report>>,
+    mut objects: watch::Receiver<Option<Objects>>,
+) {
+    let mut reporter = Reporter { client, agent_namespace, written: HashMap::new(), remembered: None };
+    let mut retry = RETRY.0;
+    loop {
+        let now = Instant::now();
+        let (wanted, shown) = (reports.borrow_and_update().clone(), objects.borrow_and_update().clone());
+        let next = match (&wanted, &shown) {
+            (Some(report), Some(shown)) => reporter.next(report, shown, now),
+            _ => Next::Nothing,
+        };
+        let until = match next {
+            Next::Write(write) => {
+                let outcome = reporter.write(&write).await;
+                let failed = outcome.is_err();
+                if let Err(error) = outcome {
+                    warn!(%error, ?write, "Kubernetes does not take it, trying again later");
+                }
+                reporter.note(write);
+                let pause = if failed { retry } else { PACE };
+                retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            Next::Later(time) => time,
+            Next::Nothing => now + REVISION_EVERY,
+        };
+        tokio::select! {
+            changed = reports.changed() => if changed.is_err() { return },
+            changed = objects.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+}
+
+enum Next {
+    Write(Write),
+    /// Something differs that was written a moment ago.
+    Later(Instant),
+    Nothing,
+}
+
+struct Reporter<'a> {
+    client: Client,
+    agent_namespace: &'a str,
+    written: HashMap<Subject, (Write, Instant)>,
+    remembered: Option<(Memory, Instant)>,
+}
+
+impl Reporter<'_> {
+    fn next(&mut self, report: &Report, objects: &Objects, now: Instant) -> Next {
+        self.written.retain(|_, (_, when)| *when + AGAIN > now);
+        let mut later: Option<Instant> = None;
+        for write in differences(report, objects, self.remembered.as_ref(), now) {
+            match self.written.get(&write.subject()) {
+                Some((before, when)) if before.shows_the_same(&write) => {
+                    later = later.into_iter().chain([*when + AGAIN]).min();
+                }
+                _ => return Next::Write(write),
+            }
+        }
+        later.map_or(Next::Nothing, Next::Later)
+    }
+
+    fn note(&mut self, write: Write) {
+        self.written.insert(write.subject(), (write, Instant::now()));
+    }
+
+    async fn write(&mut self, write: &Write) -> Result<(), kube::Error> {
+        match write {
+            Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await,
+            Write::Node { name, ready } => self.node(name, *ready).await,
+            Write::Memory(memory) => {
+                let api = Api::<ConfigMap>::namespaced(self.client.clone(), self.agent_namespace);
+                let patch = Patch::Apply(memory::manifest(memory));
+                api.patch(memory::NAME, &PatchParams::apply(MANAGER).force(), &patch).await?;
+                self.remembered = Some((memory.clone(), Instant::now()));
+                Ok(())
+            }
+        }
+    }
+
+    async fn namespace(&self, name: &Namespace, status: &Status, reason: &str) -> Result<(), kube::Error> {
+        let api = Api::<ApiNamespace>::all(self.client.clone());
+        // The UID makes it fail for one that was made anew meanwhile.
+        let patch =
+            json!({"metadata": {"uid": status.uid, "annotations": {VNI: status.vni, NETWORK_STATUS: status.text}}});
+        match api.patch_metadata(name.as_str(), &params(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
+                debug!(namespace = %name, %answer, "the namespace is another one by now");
+                return Ok(());
+            }
+            outcome => drop(outcome?),
+        }
+        info!(namespace = %name, vni = status.vni, status = status.text, "shown in Kubernetes");
+        let events = Api::<Event>::namespaced(self.client.clone(), name.as_str());
+        if let Err(error) = events.create(&PostParams::default(), &event(name, status, reason)).await {
+            // A namespace that is being deleted takes none.
+            debug!(namespace = %name, %error, "no Event");
+        }
+        Ok(())
+    }
+
+    async fn node(&self, name: &NodeName, ready: bool) -> Result<(), kube::Error> {
+        let api = Api::<Node>::all(self.client.clone());
+        match api.patch_status(name.as_str(), &params(), &Patch::Strategic(node_status(ready))).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+            outcome => drop(outcome?),
+        }
+        let (status, reason) = condition(ready);
+        info!(node = %name, status, reason, "condition {NETWORK_UNAVAILABLE}");
+        Ok(())
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+fn node_status(ready: bool) -> Value {
+    let (status, reason) = condition(ready);
+    let message = if ready { "the node's bulkhead-agent is ready" } else { "the node's bulkhead-agent is not ready" };
+    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    json!({"status": {"conditions": [{
+        "type": NETWORK_UNAVAILABLE, "status": status, "reason": reason, "message": message,
+        "lastHeartbeatTime": now, "lastTransitionTime": now,
+    }]}})
+}
+
+fn event(name: &Namespace, status: &Status, reason: &str) -> Event {
+    let now = Timestamp::now();
+    // In the namespace itself, where its own users may read.
+    let metadata = ObjectMeta {
+        name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+        namespace: Some(name.to_string()),
+        ..ObjectMeta::default()
+    };
+    let regarding = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Namespace".to_owned()),
+        name: Some(name.to_string()),
+        namespace: Some(name.to_string()),
+        uid: Some(status.uid.clone()),
+        ..ObjectReference::default()
+    };
+    let kind = if status.kind == Kind::InForce { "Normal" } else { "Warning" };
+    Event {
+        metadata,
+        event_time: Some(MicroTime(now)),
+        regarding: Some(regarding),
+        reason: Some(reason.to_owned()),
+        note: Some(format!("VNI {}: {}", status.vni, status.text)),
+        action: Some("SetNetwork".to_owned()),
+        type_: Some(kind.to_owned()),
+        reporting_controller: Some(format!("bulkhead.dev/{MANAGER}")),
+        reporting_instance: Some(MANAGER.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::objects::{NamespaceObject, NodeObject};
+
+    fn status(text: &str, kind: Kind) -> Status {
+        Status { uid: "u".into(), vni: "10".into(), text: text.into(), kind }
+    }
+
+    fn shows(vni: Option<&str>, text: Option<&str>) -> Objects {
+        let object = NamespaceObject {
+            uid: "u".into(),
+            shown_vni: vni.map(ToOwned::to_owned),
+            shown_status: text.map(ToOwned::to_owned),
+            ..NamespaceObject::default()
+        };
+        let namespaces = Arc::new([(Namespace::new("a").unwrap(), object)].into());
+        Objects { namespaces, ..Objects::default() }
+    }
+
+    fn reports(status: Status) -> Report {
+        Report { statuses: [(Namespace::new("a").unwrap(), status)].into(), memory: None }
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_the_reason_says_how() {
+        let report = reports(status("isolated", Kind::InForce));
+        let refused = reports(status("refused: x", Kind::Refused));
+        let reason = |report: &Report, objects: &Objects| {
+            let writes = differences(report, objects, None, Instant::now());
+            assert!(writes.len() <= 1);
+            writes.first().map(|write| match write {
+                Write::Namespace { reason, .. } => *reason,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(reason(&report, &shows(Some("10"), Some("isolated"))), None);
+        assert_eq!(reason(&report, &shows(None, None)), Some("NetworkReady"));
+        assert_eq!(reason(&report, &shows(Some("9"), Some("isolated"))), Some("NetworkReady"));
+        assert_eq!(reason(&report, &shows(Some("10"), Some("global"))), Some("NetworkChanged"));
+        assert_eq!(reason(&refused, &shows(Some("10"), Some("isolated"))), Some("NetworkRefused"));
+        // Nor is another namespace of that name told.
+        let other = reports(Status { uid: "v".into(), ..status("isolated", Kind::InForce) });
+        assert_eq!(reason(&other, &shows(None, None)), None);
+    }
+
+    #[test]
+    fn a_node_is_told_what_its_agent_is_unless_there_is_no_agent_at_all() {
+        let name = |text: &str| NodeName::new(text).unwrap();
+        let node = |shown: Option<(&str, &str)>| NodeObject {
+            unavailable: shown.map(|(status, reason)| (status.to_owned(), reason.to_owned())),
+            ..NodeObject::default()
+        };
+        let nodes = [
+            (name("new"), node(None)),
+            (name("ready"), node(Some(("False", "BulkheadReady")))),
+            (name("was-ready"), node(Some(("False", "BulkheadReady")))),
+            (name("without"), node(Some(("True", "NoRouteCreated")))),
+        ];
+        let agents = [(name("new"), true), (name("ready"), true), (name("was-ready"), false)];
+        let mut objects = Objects { nodes: Arc::new(nodes.into()), ..Objects::default() };
+        assert_eq!(differences(&Report::default(), &objects, None, Instant::now()), []);
+        objects.agents = Arc::new(agents.into());
+        let writes = differences(&Report::default(), &objects, None, Instant::now());
+        let expected = [("new", true), ("was-ready", false), ("without", false)];
+        assert_eq!(writes, expected.map(|(text, ready)| Write::Node { name: name(text), ready }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_revision_is_written_now_and_then_the_epoch_at_once() {
+        let memory = |epoch, revision| Memory { epoch, cluster_id: 7, revision };
+        let report = |memory| Report { memory: Some(memory), ..Report::default() };
+        let known = (memory(1, 5), Instant::now());
+        let due = |memory| !differences(&report(memory), &Objects::default(), Some(&known), Instant::now()).is_empty();
+        assert!(!due(memory(1, 5)) && !due(memory(1, 6)) && due(memory(2, 6)));
+        tokio::time::advance(REVISION_EVERY).await;
+        assert!(!due(memory(1, 5)) && due(memory(1, 6)));
+    }
+}
