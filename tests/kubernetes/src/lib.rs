@@ -5,6 +5,7 @@
 //! outside namespaces, `/dev/shm/bhl<number>` and control groups of that name; a lab whose process was killed is removed by
 //! the next that starts.
 
+pub mod caretaker;
 pub mod certificates;
 pub mod cluster;
 pub mod conformance;
