@@ -14,6 +14,7 @@ use bulkhead_tests::registry::{Claim, LabId};
 use bulkhead_tests::underlay::Underlay;
 use bulkhead_tests::wait;
 
+use crate::caretaker::{Caretaker, Nodes};
 use crate::certificates::{Authority, Subject};
 use crate::control_plane::{self, API_SERVER};
 use crate::disk::Disk;
@@ -59,8 +60,9 @@ pub struct EtcdClient {
 /// A cluster that runs; dropping it removes everything.
 #[derive(Debug)]
 pub struct Cluster {
-    // Dropped in this order: nodes before what they talk to, the claim (which removes what is left) last.
-    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+    // Dropped in this order: nobody revives what is being taken down, nodes before what they talk to, the claim (which removes what is left) last.
+    caretaker: Option<Caretaker>,
+    nodes: Nodes,
     etcd: Mutex<Etcd>,
     underlay: Underlay,
     authority: Authority,
@@ -111,8 +113,9 @@ impl ClusterBuilder {
         let kubectl = Kubectl::new(Arc::clone(&underlay.infra), programs.get("kubectl")?, admin, &dir.join("home"));
         let archive = dir.join("images.tar");
         images::write(&programs, &archive)?;
-        let cluster = Cluster {
-            nodes: Mutex::default(),
+        let mut cluster = Cluster {
+            caretaker: None,
+            nodes: Nodes::default(),
             etcd: Mutex::new(etcd),
             underlay,
             authority,
@@ -125,6 +128,7 @@ impl ClusterBuilder {
         let say = |what: &str| println!("{what} after {:.1} s", begin.elapsed().as_secs_f64());
         say("images are built");
         cluster.bring_up(&say)?;
+        cluster.caretaker = Some(Caretaker::start(Arc::clone(&cluster.nodes))?);
         Ok(cluster)
     }
 }
@@ -470,5 +474,15 @@ impl Cluster {
         self.nodes().iter().try_for_each(|node| node.import(archive))?;
         self.archives.lock().unwrap_or_else(PoisonError::into_inner).push(archive.to_owned());
         Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Somebody may still hold a node.
+        drop(self.caretaker.take());
+        for node in self.nodes() {
+            drop(node.power_off());
+        }
     }
 }

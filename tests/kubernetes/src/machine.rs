@@ -117,7 +117,7 @@ fn build_tree(disk: &Disk) -> std::io::Result<()> {
     }
     mount_bind_recursive("/dev", root.join("dev"))?;
     mount("tmpfs", root.join("dev/shm"), "tmpfs", none, None)?;
-    mount("tmpfs", root.join("run"), "tmpfs", none, None)?;
+    mount("tmpfs", root.join("run"), "tmpfs", none, Some(c"mode=755"))?;
     fs::create_dir(root.join("run/netns"))?;
     // Which links sysfs shows depends on where it was mounted.
     mount("sysfs", root.join("sys"), "sysfs", none, None)?;

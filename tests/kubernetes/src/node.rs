@@ -147,6 +147,25 @@ impl Node {
         running.iter_mut().flat_map(|running| running.processes.values_mut()).try_for_each(Process::check)
     }
 
+    /// Starts again what has ended by itself; says what.
+    pub fn revive(&self) -> Vec<String> {
+        let mut ended = Vec::new();
+        if let Some(running) = &mut *self.running() {
+            running.processes.retain(|name, process| {
+                let died = process.check().is_err();
+                if died {
+                    ended.push(*name);
+                }
+                !died
+            });
+        }
+        ended
+            .iter()
+            .filter(|name| self.start(name).is_ok())
+            .map(|name| format!("{name} of {} has ended", self.name()))
+            .collect()
+    }
+
     /// Cuts its power: every process ends at once, memory is lost, the disk stays.
     pub fn power_off(&self) -> Result<(), LabError> {
         drop(self.running().take());

@@ -113,6 +113,12 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     cluster.restart_kubelet("n2").unwrap();
     pings(&a, &b);
     cluster.await_ready("n2").unwrap();
+    let n2 = cluster.node("n2").unwrap();
+    let proxy = || n2.exec(&["pgrep", "-x", "kube-proxy"], &[]).ok();
+    let first = proxy().unwrap();
+    n2.exec(&["kill", "-9", first.trim()], &[]).unwrap();
+    let another = || proxy().filter(|now| *now != first);
+    wait::until("kube-proxy being started again", Duration::from_secs(10), another).unwrap();
     say("a node's services are back");
 
     // The control plane away: what runs goes on.
@@ -139,7 +145,6 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     cluster.node("n2").unwrap().disk().write("/var/lib/bulkhead/kept", "yes").unwrap();
     cluster.node("n2").unwrap().exec(&["touch", "/run/lost"], &[]).unwrap();
     cluster.reboot("n2").unwrap();
-    let n2 = cluster.node("n2").unwrap();
     assert_eq!(n2.exec(&["cat", "/var/lib/bulkhead/kept"], &[]).unwrap(), "yes");
     assert!(n2.exec(&["ls", "/run/lost"], &[]).is_err());
     wait::until("the pod being started again", Duration::from_mins(2), || (b.restarts().ok()? == 1).then_some(()))
@@ -148,6 +153,17 @@ fn a_cluster_works_and_its_nodes_come_and_go() {
     pings(&a, &b);
     resolves(&b).unwrap();
     say("the node is back");
+
+    // Switched on while the API server is away: it finds its way back by itself.
+    cluster.stop_api().unwrap();
+    cluster.reboot("n2").unwrap();
+    cluster.start_api().unwrap();
+    let again = || (b.restarts().ok()? == 2).then_some(());
+    wait::until("the pod being started a third time", Duration::from_mins(2), again).unwrap();
+    Pod::find(cluster.kubectl(), "default", "b").unwrap();
+    let served = || a.fetches("b.default").unwrap().then_some(());
+    wait::until("the service after a reboot", Duration::from_secs(30), served).unwrap();
+    say("a node is back that booted without the API server");
 
     // A node more, a node less, and one of the same name.
     let name = cluster.add_node().unwrap();

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bulkhead_kubernetes_tests::Cluster;
+use bulkhead_kubernetes_tests::cluster::{BULKHEAD_PREFIX, Cluster};
 use bulkhead_tests::{LabError, signals, standing};
 
 /// Says what to try, and removes it on Ctrl-C or `down`.
@@ -32,13 +32,14 @@ fn describe(cluster: &Cluster) -> Result<(), LabError> {
          \x20 {program} kubectl -n a run web --image={agnhost} -- netexec\n\
          \x20 {program} exec n1 bash\n\
          \x20 {program} exec infra env ETCDCTL_API=3 etcdctl --endpoints {endpoints} \\\n\
-         \x20   --cacert {authority} --cert {certificate} --key {key} get --prefix /\n\n\
+         \x20   --cacert {authority} --cert {certificate} --key {key} get --prefix {prefix}\n\n\
          Files of a node are below {dir}/<node>/disk, logs of its services beside that. Ctrl-C ends the lab.",
         agnhost = bulkhead_kubernetes_tests::images::AGNHOST,
         endpoints = etcd.endpoints,
         authority = etcd.authority.display(),
         certificate = etcd.certificate.display(),
         key = etcd.key.display(),
+        prefix = BULKHEAD_PREFIX,
         dir = cluster.dir().display(),
     );
     Ok(())
