@@ -16,8 +16,9 @@ use crate::kubernetes::KubernetesArgs;
 /// Administers Bulkhead, the tenant network for Kubernetes
 ///
 /// Every namespace is a network of its own. `bulkhead tenant join` connects namespaces, `isolate` parts them again,
-/// `global` opens one to all. Changes are written to etcd and carried out by the leading bulkhead-controller; the
-/// command waits for that, and takes back what was refused.
+/// `global` opens one to all. Changes are written to etcd, or with --kubernetes as annotations, and carried out by the leading
+/// bulkhead-controller; the command waits for that, and takes back what was refused. Called as kubectl-bulkhead it is
+/// `kubectl bulkhead` and means --kubernetes.
 ///
 /// Exit codes: 0 done, 1 refused or failed, 2 usage.
 #[derive(Debug, Parser)]
@@ -40,10 +41,11 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The whole command: its flags may stand before or after the verb.
-pub fn command() -> clap::Command {
+/// The whole command: its flags may stand before or after the verb. `plugin`: it is called as kubectl's.
+pub fn command(plugin: bool) -> clap::Command {
+    let command = if plugin { Cli::command().bin_name("kubectl bulkhead") } else { Cli::command() };
     // The short help of every verb would be mostly of etcd and the socket otherwise.
-    Cli::command().mut_args(|arg| {
+    command.mut_args(|arg| {
         let hidden = arg.get_id() != "output";
         arg.global(true).hide_short_help(hidden)
     })
@@ -71,19 +73,34 @@ pub enum Command {
     /// The cluster's configuration in etcd
     #[command(subcommand)]
     Config(ConfigVerb),
-    /// After etcd was restored from a snapshot or replaced: let the agents believe it again
+    /// Save the cluster's keys in etcd as a file
+    ///
+    /// JSON, all of one revision. `bulkhead restore FILE` writes them back.
+    Backup {
+        /// The file; - for stdout
+        file: PathBuf,
+    },
+    /// After etcd was restored from a snapshot or replaced: let the agents believe it again; with a file, put a backup back
     ///
     /// An etcd that goes back in time has forgotten numbers that pods still carry, so agents keep their last state until
     /// the ledger's epoch rises. The leading controller raises it by itself when it saw the break; where it was started
     /// afterwards, or etcd had passed the old revision already, this tells it to. It raises the epoch and passes by the
     /// next 1048576 VNIs, so that those given out after the snapshot are not given out again. Namespaces and nodes that
     /// the snapshot has keep their numbers and subnets. On a healthy cluster it does no harm but use numbers up.
+    ///
+    /// With a file of `bulkhead backup`, its keys are written first. Stop all controllers before; when they are started again, the
+    /// leader raises the epoch before anything else.
     Restore {
+        /// A backup to put back; - for stdin
+        file: Option<PathBuf>,
+        /// Replace what is below the prefix by the backup
+        #[arg(long, requires = "file")]
+        force: bool,
         /// Do not ask on a terminal
         #[arg(short, long)]
         yes: bool,
         /// Raise the epoch above this one, which an agent has seen (`bulkhead agent status`)
-        #[arg(long, value_name = "EPOCH")]
+        #[arg(long, value_name = "EPOCH", conflicts_with = "file")]
         above: Option<u64>,
         /// How to wait.
         #[command(flatten)]
@@ -114,7 +131,7 @@ pub enum Command {
 pub enum EtcdVerb {
     /// Choose the members' nodes and make their certificates, where that is not done yet
     ///
-    /// The chart's Job does so. It labels the nodes, and writes the ConfigMap bulkhead-etcd and the Secrets bulkhead-etcd-ca,
+    /// The chart's Job does so. It labels the nodes, and writes the config map bulkhead-etcd and the Secrets bulkhead-etcd-ca,
     /// -server, -peer and -client. What is there already stays.
     Setup(SetupArgs),
 }
@@ -135,7 +152,11 @@ pub struct Wait {
 pub enum TenantVerb {
     /// List all namespaces with their networks
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Only those with these labels, in Kubernetes
+        #[arg(short = 'l', long, value_name = "LABEL=VALUE,...")]
+        selector: Option<String>,
+    },
     /// Show one namespace and who shares its network
     Show {
         /// The namespace
@@ -167,11 +188,12 @@ pub enum TenantVerb {
     },
     /// Move namespaces into the network of another one, all at once
     ///
-    /// The target's network at this moment is joined: a target that later leaves it does not take the others along.
+    /// In etcd the target's network at this moment is joined: a target that later leaves it does not take the others along. In
+    /// Kubernetes the annotation is written, which holds: they follow the target.
     Join {
-        /// The namespaces to move
-        #[arg(required = true)]
-        namespaces: Vec<Namespace>,
+        /// Which.
+        #[command(flatten)]
+        those: Those,
         /// The namespace whose network they join
         #[arg(long, value_name = "NAMESPACE")]
         to: Namespace,
@@ -181,22 +203,33 @@ pub enum TenantVerb {
     },
     /// Give each namespace a network of its own again
     Isolate {
-        /// The namespaces
-        #[arg(required = true)]
-        namespaces: Vec<Namespace>,
+        /// Which.
+        #[command(flatten)]
+        those: Those,
         /// How to wait.
         #[command(flatten)]
         wait: Wait,
     },
     /// Open namespaces to all others
     Global {
-        /// The namespaces
-        #[arg(required = true)]
-        namespaces: Vec<Namespace>,
+        /// Which.
+        #[command(flatten)]
+        those: Those,
         /// How to wait.
         #[command(flatten)]
         wait: Wait,
     },
+}
+
+/// Several namespaces.
+#[derive(Debug, Clone, Args)]
+pub struct Those {
+    /// The namespaces
+    #[arg(required_unless_present = "selector", conflicts_with = "selector")]
+    pub namespaces: Vec<Namespace>,
+    /// Those with these labels, in Kubernetes
+    #[arg(short = 'l', long, value_name = "LABEL=VALUE,...")]
+    pub selector: Option<String>,
 }
 
 /// What can be done to nodes.
@@ -336,7 +369,8 @@ mod tests {
 
     #[test]
     fn the_command_is_sound() {
-        command().debug_assert();
+        command(false).debug_assert();
+        command(true).debug_assert();
     }
 
     #[test]

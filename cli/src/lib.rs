@@ -8,6 +8,7 @@
 
 mod agent;
 mod args;
+mod backup;
 mod certs;
 mod cluster;
 mod config;
@@ -24,6 +25,7 @@ mod wait;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 
 use bulkhead_store::Store;
 use clap::FromArgMatches;
@@ -40,7 +42,9 @@ pub async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let parsed = args::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let words: Vec<OsString> = words.into_iter().collect();
+    let plugin = is_plugin(&words);
+    let parsed = args::command(plugin).try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -50,7 +54,7 @@ pub async fn run(
         }
     };
     let mut console = Console::new(cli.output, out);
-    match carry_out(cli, store, &mut console).await {
+    match carry_out(cli, plugin, store, &mut console).await {
         Ok(()) => 0,
         Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
@@ -60,13 +64,26 @@ pub async fn run(
     }
 }
 
-async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) -> Result<(), CliError> {
+/// Whether kubectl, or somebody in its place, called the program as its plugin.
+fn is_plugin(words: &[OsString]) -> bool {
+    let name = words.first().map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| name.to_string_lossy().starts_with("kubectl-"))
+}
+
+async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut Console<'_>) -> Result<(), CliError> {
     let etcd = Etcd::new(cli.etcd, store);
     match cli.command {
-        Command::Tenant(verb) => tenant::carry_out(verb, &etcd.cluster().await?, console).await,
+        Command::Tenant(verb) if cli.kubernetes.is_chosen(plugin) => {
+            kubernetes::tenant(verb, &cli.kubernetes.connect().await?, console).await
+        }
+        Command::Tenant(verb) => tenant::carry_out(verb, &etcd, console).await,
         Command::Node(verb) => node::carry_out(verb, &etcd.cluster().await?, console).await,
         Command::Config(verb) => config::carry_out(verb, &etcd, console).await,
-        Command::Restore { yes, above, wait } => {
+        Command::Backup { file } => backup::backup(&etcd.cluster().await?, etcd.prefix()?, &file, console).await,
+        Command::Restore { file: Some(file), force, yes, .. } => {
+            backup::restore(&etcd, &file, force, yes, console).await
+        }
+        Command::Restore { file: None, yes, above, wait, .. } => {
             restore::restore(&etcd.cluster().await?, restore::Wish { yes, above }, wait, console).await
         }
         Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
@@ -75,7 +92,7 @@ async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) ->
         Command::Etcd(EtcdVerb::Setup(args)) => etcd::setup(&cli.kubernetes.connect().await?, &args, console).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            let mut command = args::command();
+            let mut command = args::command(false);
             clap_complete::generate(shell, &mut command, "bulkhead", &mut script);
             console.raw(&script)
         }

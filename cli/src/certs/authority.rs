@@ -30,6 +30,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
+#[allow(clippy::needless_pass_by_value)] // it stands where map_err wants a function
 fn failed(error: rcgen::Error) -> CliError {
     CliError::Certificate(error.to_string())
 }

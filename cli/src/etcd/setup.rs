@@ -20,7 +20,7 @@ use crate::certs::{Authority, CA_SECRET, CLIENT_NAME, Credential, Host, PEER_NAM
 use crate::error::CliError;
 use crate::output::Console;
 
-/// The ConfigMap that says where the members are.
+/// The `ConfigMap` that says where the members are.
 const CONFIG_MAP: &str = "bulkhead-etcd";
 /// The label of the members' nodes; kubelets may not set it.
 const LABEL: &str = "bulkhead.node-restriction.kubernetes.io/etcd";
@@ -126,18 +126,13 @@ fn read(map: &ConfigMap) -> Result<Vec<Member>, CliError> {
 async fn certificates(client: &Client, args: &SetupArgs, members: &[Member]) -> Result<(), CliError> {
     let namespace = args.namespace.as_str();
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let authority = match secrets.get_opt(CA_SECRET).await? {
-        Some(there) => Authority::again(credential(&there)?)?,
-        None => {
-            let new = Authority::new(args.days.saturating_mul(10))?;
-            let own = &new.credential;
-            let secret = credential_secret(CA_SECRET, namespace, &own.certificate, own);
-            if create(&secrets, &secret).await? {
-                new
-            } else {
-                Authority::again(credential(&secrets.get(CA_SECRET).await?)?)?
-            }
-        }
+    let authority = if let Some(there) = secrets.get_opt(CA_SECRET).await? {
+        Authority::again(credential(&there)?)?
+    } else {
+        let new = Authority::new(args.days.saturating_mul(10))?;
+        let own = &new.credential;
+        let created = create(&secrets, &credential_secret(CA_SECRET, namespace, &own.certificate, own)).await?;
+        if created { new } else { Authority::again(credential(&secrets.get(CA_SECRET).await?)?)? }
     };
     let mut hosts: Vec<Host> = members.iter().map(|member| Host::Ip(member.ip)).collect();
     hosts.extend(["127.0.0.1", "::1"].iter().filter_map(|ip| ip.parse().ok()).map(Host::Ip));

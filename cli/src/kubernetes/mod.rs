@@ -1,13 +1,24 @@
-//! The API server that the flags name, connected to when it is needed.
+//! Tenants in Kubernetes, and the API server that the flags name.
+
+mod declare;
+mod list;
+mod status;
+mod tenant;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use kube::api::PartialObjectMeta;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use crate::error::CliError;
+
+pub use tenant::carry_out as tenant;
+
+/// A Namespace as far as it matters here: the API server sends its metadata alone.
+type Object = PartialObjectMeta<k8s_openapi::api::core::v1::Namespace>;
 
 /// How long one answer of the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);

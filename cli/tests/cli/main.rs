@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod actions;
+mod api;
+mod backup;
 mod certs;
 mod faults;
 mod fixture;
+mod kubernetes;
 mod leader;
 mod local;
 mod nodes;
