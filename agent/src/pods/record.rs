@@ -12,6 +12,7 @@ use std::{fs, io};
 
 use bulkhead_core::Namespace;
 use bulkhead_core::attachment::AttachmentId;
+use ipnetwork::Ipv4Network;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -127,6 +128,12 @@ impl Record {
     /// The name of the host's side of its veth: `bh` and its IPv4 address in hexadecimal.
     pub fn host_interface(&self) -> String {
         format!("bh{:08x}", u32::from(self.ip4()))
+    }
+
+    /// What the names of the devices of all of a network's pods start with: `bh` and the digits that their addresses share.
+    pub fn host_interface_prefix(network: Ipv4Network) -> String {
+        let digits = format!("{:08x}", u32::from(network.network()));
+        format!("bh{}", &digits[..usize::from(network.prefix() / 4)])
     }
 
     /// The address of the pod whose host device has this name.
@@ -382,6 +389,15 @@ fn parse(id: &str, json: &[u8]) -> Result<Record, RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_devices_of_a_network_share_a_prefix() {
+        let prefix = |text: &str| Record::host_interface_prefix(text.parse().unwrap());
+        assert_eq!(prefix("10.77.0.0/16"), "bh0a4d");
+        assert_eq!(prefix("10.128.0.0/14"), "bh0a8");
+        assert_eq!(prefix("172.16.0.0/12"), "bhac1");
+        assert_eq!(prefix("10.0.0.0/8"), "bh0a");
+    }
 
     #[test]
     fn devices_without_a_record_are_spared_by_every_agent_until_they_are_gone() {
