@@ -68,3 +68,68 @@ pub fn install(netns: &Netns, services: &[Service]) -> Result<(), LabError> {
 pub fn remove(netns: &Netns) -> Result<(), LabError> {
     netns.nft("add table ip lab_proxy\ndelete table ip lab_proxy\n").map(drop)
 }
+
+/// A hostPort as the plugin `portmap` makes it with `snat`: DNAT of every address of the node, masqueraded (mark 0x2000) for the
+/// pod itself and for what the node sends to 127.0.0.1. Replaces the node's other ones.
+pub fn install_host_port(netns: &Netns, port: u16, endpoint: SocketAddrV4) -> Result<(), LabError> {
+    let mut rules = String::new();
+    for proto in ["tcp", "udp"] {
+        for source in [endpoint.ip().to_string(), "127.0.0.1".into()] {
+            let _ = writeln!(
+                rules,
+                "add rule ip lab_portmap dn {proto} dport {port} ip saddr {source} meta mark set meta mark or 0x2000"
+            );
+        }
+        let _ = writeln!(rules, "add rule ip lab_portmap dn {proto} dport {port} dnat to {endpoint}");
+    }
+    netns
+        .nft(&format!(
+            "add table ip lab_portmap\n\
+             delete table ip lab_portmap\n\
+             add table ip lab_portmap\n\
+             add chain ip lab_portmap dn\n\
+             add chain ip lab_portmap prerouting {{ type nat hook prerouting priority dstnat; }}\n\
+             add chain ip lab_portmap output {{ type nat hook output priority -100; }}\n\
+             add chain ip lab_portmap postrouting {{ type nat hook postrouting priority srcnat; }}\n\
+             {rules}\
+             add rule ip lab_portmap prerouting fib daddr type local jump dn\n\
+             add rule ip lab_portmap output fib daddr type local jump dn\n\
+             add rule ip lab_portmap postrouting meta mark and 0x2000 == 0x2000 masquerade\n"
+        ))
+        .map(drop)
+}
+
+/// A `NodePort` with `externalTrafficPolicy: Local`, as kube-proxy makes it: pods of `pods` and the node itself reach any endpoint,
+/// others the node's own (none: dropped). Replaces the node's other ones.
+pub fn install_local_node_port(
+    netns: &Netns,
+    pods: &str,
+    port: u16,
+    any: SocketAddrV4,
+    own: Option<SocketAddrV4>,
+) -> Result<(), LabError> {
+    let mut rules = String::new();
+    for proto in ["tcp", "udp"] {
+        let matching = format!("add rule ip lab_local ext {proto} dport {port}");
+        let _ = writeln!(rules, "{matching} ip saddr {pods} dnat to {any}");
+        let _ = writeln!(rules, "{matching} fib saddr type local meta mark set meta mark or 0x4000");
+        let _ = writeln!(rules, "{matching} fib saddr type local dnat to {any}");
+        let verdict = own.map_or_else(|| "drop".to_owned(), |own| format!("dnat to {own}"));
+        let _ = writeln!(rules, "{matching} {verdict}");
+    }
+    netns
+        .nft(&format!(
+            "add table ip lab_local\n\
+             delete table ip lab_local\n\
+             add table ip lab_local\n\
+             add chain ip lab_local ext\n\
+             add chain ip lab_local prerouting {{ type nat hook prerouting priority dstnat; }}\n\
+             add chain ip lab_local output {{ type nat hook output priority -100; }}\n\
+             add chain ip lab_local postrouting {{ type nat hook postrouting priority srcnat; }}\n\
+             {rules}\
+             add rule ip lab_local prerouting fib daddr type local jump ext\n\
+             add rule ip lab_local output fib daddr type local jump ext\n\
+             add rule ip lab_local postrouting meta mark and 0x4000 == 0x4000 masquerade fully-random\n"
+        ))
+        .map(drop)
+}

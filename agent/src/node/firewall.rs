@@ -14,6 +14,7 @@ use crate::kernel::nftables::{
     BaseChain, Direction, Expression as E, Family, Field, InetHook, Meta, Nftables, Transaction, Verdict,
 };
 use crate::node::overlay;
+use crate::pods::Record;
 
 /// Why the rules cannot be read or written.
 #[derive(Debug, Error)]
@@ -27,6 +28,8 @@ pub struct FirewallError(#[from] KernelError);
 pub struct Firewall {
     /// The pods' network.
     pub network: Ipv4Network,
+    /// This node's part of it.
+    pub subnet: Ipv4Network,
     /// This node's address in it.
     pub gateway: Ipv4Addr,
     /// UDP.
@@ -37,9 +40,8 @@ const TABLE: &str = "bulkhead";
 const FAMILY: Family = Family::Ip;
 /// The upper half of a packet's mark: its namespace, where it came in by one of our devices.
 const NAMESPACE: u32 = 0xffff_0000;
-/// What kube-proxy (0x4000) and the plugin portmap (0x2000) mark for their own masquerading.
+/// What kube-proxy (0x4000) and the plugin portmap (0x2000) mark for their own masquerading; both are ours to masquerade.
 const MASQUERADED: u32 = 0x6000;
-const PORTMAP: u32 = 0x2000;
 /// Ports of this range stand for flows that this stack translates; as in `bpf/packet.h`.
 const TRANSLATED: (u16, u16) = (61_000, u16::MAX);
 /// Priorities of nft(8): raw, filter, srcnat.
@@ -80,7 +82,7 @@ impl Firewall {
         vec![
             chain("prerouting_raw", "filter", InetHook::Prerouting, RAW, self.untracked()),
             chain("output_raw", "filter", InetHook::Output, RAW, vec![self.own_tunnel()]),
-            chain("forward", "filter", InetHook::Forward, FILTER, forward_and_input(vec![self.hairpin()])),
+            chain("forward", "filter", InetHook::Forward, FILTER, forward_and_input(self.returning())),
             chain("input", "filter", InetHook::Input, FILTER, forward_and_input(Vec::new())),
             chain("postrouting_service", "nat", InetHook::Postrouting, SRCNAT - 5, self.services()),
             chain("postrouting_leaving", "nat", InetHook::Postrouting, SRCNAT + 5, vec![self.leaving()]),
@@ -130,17 +132,29 @@ impl Firewall {
         rule("the tunnel, to other nodes", [self.tunnel_port(), E::is_local(Direction::Source, true), E::notrack()])
     }
 
-    /// A pod that reaches itself by a hostPort: whoever translated that has to masquerade it, however it tells such flows.
-    fn hairpin(&self) -> Rule {
-        rule(
-            "a pod to itself, translated: to be masqueraded",
-            [
-                E::in_network(Field::Source, self.network, true),
-                E::is_translated(true),
-                E::turns_back(),
-                E::set_mark(PORTMAP),
-            ],
-        )
+    /// Translated flows to this node's pods whose replies would not come back through this stack by themselves: a pod that
+    /// reaches itself, and another node, whose address the programs answer by the tunnel. Those nodes are the ones to which
+    /// packets with a namespace in their mark are routed by the overlay device, so the packet gets one for the question;
+    /// `to_pod` clears it.
+    fn returning(&self) -> Vec<Rule> {
+        let prefix = Record::host_interface_prefix(self.network);
+        let translated =
+            || [E::device_prefix(Meta::OutputName, &prefix), E::is_translated(true), E::is_original()].concat();
+        let from_itself =
+            [translated(), E::in_network(Field::Source, self.network, true), E::turns_back(), E::set_mark(MASQUERADED)];
+        let ask = [translated(), E::mark(NAMESPACE, false), E::set_mark(NAMESPACE)];
+        let from_node = [
+            translated(),
+            E::in_network(Field::Source, self.network, false),
+            E::mark_has(NAMESPACE),
+            E::comes_from_behind(overlay::NAME),
+            E::set_mark(MASQUERADED),
+        ];
+        vec![
+            rule("a pod to itself, translated: to be masqueraded", from_itself),
+            rule("from outside this node's pods, translated: from a node?", ask),
+            rule("from another node, translated: to be masqueraded", from_node),
+        ]
     }
 
     /// No pod speaks VXLAN to a node, not even through a service; nobody does so through a translation.
@@ -152,14 +166,17 @@ impl Firewall {
         vec![rule("VXLAN from a pod", from_pod), rule("VXLAN through a service", by_service)]
     }
 
-    /// Before kube-proxy's: a translated flow from a pod keeps its address but gets a port of the translated range, by which
+    /// Before kube-proxy's: a translated flow from a pod of this node keeps its address but gets a port of the translated range, by which
     /// the programs bring its replies back through this stack. What others masquerade is left to them.
     fn services(&self) -> Vec<Rule> {
         let accept = || E::verdict(Verdict::Accept);
         let mut rules = vec![
-            rule("not from pods", [E::in_network(Field::Source, self.network, false), accept()]),
             rule("not translated", [E::is_translated(false), accept()]),
+            rule("to be masqueraded, see forward", [E::mark_has(MASQUERADED), E::masquerade()]),
             rule("masqueraded by others", [E::mark(MASQUERADED, true), accept()]),
+            rule("not from pods", [E::in_network(Field::Source, self.network, false), accept()]),
+            // By a port of this node: their own node would take the backend's answer for another flow.
+            rule("from other nodes' pods", [E::in_network(Field::Source, self.subnet, false), E::masquerade()]),
         ];
         let device = || E::device(Meta::OutputName, overlay::NAME, true);
         for (name, protocol) in WITH_PORTS {
@@ -187,7 +204,10 @@ impl Firewall {
 
     /// Tells this version of the rules and its parameters from another.
     fn id(self) -> String {
-        format!("bulkhead rules 4, pods {}, gateway {}, vxlan {}", self.network, self.gateway, self.vxlan_port)
+        format!(
+            "bulkhead rules 4, pods {}, subnet {}, gateway {}, vxlan {}",
+            self.network, self.subnet, self.gateway, self.vxlan_port
+        )
     }
 
     /// Whether the kernel's table is these rules: every chain with its place and policy, every rule by its place and comment.
@@ -264,7 +284,8 @@ mod tests {
 
     fn firewall() -> Firewall {
         let network = "10.77.0.0/16".parse().unwrap();
-        Firewall { network, gateway: Ipv4Addr::new(10, 77, 1, 1), vxlan_port: 4789 }
+        let subnet = "10.77.1.0/24".parse().unwrap();
+        Firewall { network, subnet, gateway: Ipv4Addr::new(10, 77, 1, 1), vxlan_port: 4789 }
     }
 
     /// The same rules in nft's own words.
@@ -296,7 +317,9 @@ mod tests {
         }
         chain forward {
             type filter hook forward priority filter; policy accept;
-            ip saddr 10.77.0.0/16 ct status & dnat != 0 fib daddr . iif oif != 0 meta mark set meta mark or 0x2000
+            oifname "bh0a4d*" ct status & dnat != 0 ct direction original ip saddr 10.77.0.0/16 fib daddr . iif oif != 0 meta mark set meta mark or 0x6000
+            oifname "bh0a4d*" ct status & dnat != 0 ct direction original meta mark & 0xffff0000 == 0 meta mark set meta mark or 0xffff0000
+            oifname "bh0a4d*" ct status & dnat != 0 ct direction original ip saddr != 10.77.0.0/16 meta mark & 0xffff0000 == 0xffff0000 fib saddr . mark oifname "bulkhead0" meta mark set meta mark or 0x6000
             udp dport 4789 meta mark & 0xffff0000 != 0 counter name pod_vxlan drop
             udp dport 4789 ct status & dnat != 0 counter name translated_vxlan drop
         }
@@ -307,9 +330,11 @@ mod tests {
         }
         chain postrouting_service {
             type nat hook postrouting priority srcnat - 5; policy accept;
-            ip saddr != 10.77.0.0/16 accept
             ct status & dnat == 0 accept
+            meta mark & 0x6000 == 0x6000 masquerade
             meta mark & 0x6000 != 0 accept
+            ip saddr != 10.77.0.0/16 accept
+            ip saddr != 10.77.1.0/24 masquerade
             meta l4proto tcp ip daddr 10.77.0.0/16 snat to ip saddr:61000-65535
             meta l4proto tcp oifname "bulkhead0" snat to ip saddr:61000-65535
             meta l4proto udp ip daddr 10.77.0.0/16 snat to ip saddr:61000-65535

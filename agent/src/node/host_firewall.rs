@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 use super::firewall::FirewallError;
 use super::overlay;
 use crate::kernel::nftables::{Chain, Expression as E, Family, InetHook, Meta, Nftables, Rule, Transaction, Verdict};
+use crate::pods::Record;
 
 /// What our rules' comments start with.
 const ABOUT: &str = "bulkhead: ";
@@ -21,12 +22,6 @@ const OWN: (Family, &str) = (Family::Ip, "bulkhead");
 pub struct HostFirewall {
     /// The pods' network: its devices have names of it.
     pub network: Ipv4Network,
-}
-
-/// The names that the devices of all of this network's pods start with: `bh` and the address' digits that all share.
-fn device_prefix(network: Ipv4Network) -> String {
-    let digits = format!("{:08x}", u32::from(network.network()));
-    format!("bh{}", &digits[..usize::from(network.prefix() / 4)])
 }
 
 fn place(chain: &Chain) -> String {
@@ -57,7 +52,7 @@ impl HostFirewall {
             let steps = [condition, E::counted(), E::verdict(Verdict::Accept)].concat();
             (format!("{ABOUT}{about}"), steps)
         };
-        let prefix = device_prefix(self.network);
+        let prefix = Record::host_interface_prefix(self.network);
         [
             rule("from pods of this node", E::device_prefix(Meta::InputName, &prefix)),
             rule("to pods of this node", E::device_prefix(Meta::OutputName, &prefix)),
@@ -141,15 +136,6 @@ mod tests {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{program} {arguments:?}: {said}");
         String::from_utf8(output.stdout).unwrap()
-    }
-
-    #[test]
-    fn the_devices_of_a_network_share_a_prefix() {
-        let prefix = |text: &str| device_prefix(text.parse().unwrap());
-        assert_eq!(prefix("10.77.0.0/16"), "bh0a4d");
-        assert_eq!(prefix("10.128.0.0/14"), "bh0a8");
-        assert_eq!(prefix("172.16.0.0/12"), "bhac1");
-        assert_eq!(prefix("10.0.0.0/8"), "bh0a");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use bulkhead_core::NodeName;
 use bulkhead_core::network::overlap;
+use ipnetwork::Ipv4Network;
 use thiserror::Error;
 
 use super::{Agent, apply_namespaces, pods, tenants};
@@ -110,7 +111,11 @@ pub(super) fn routes_of(live: &Live) -> Routes {
 }
 
 pub(super) fn firewall_of(live: &Live) -> Firewall {
-    Firewall { network: live.geometry.network, gateway: live.gateway(), vxlan_port: live.geometry.vxlan_port }
+    let Geometry { network, host_bits, vxlan_port, .. } = live.geometry;
+    let gateway = live.gateway();
+    // The gateway's own subnet, with as many bits as the network leaves to its nodes.
+    let subnet = Ipv4Network::new(gateway, 32 - host_bits).unwrap_or(network);
+    Firewall { network, subnet, gateway, vxlan_port }
 }
 
 /// Takes the node up. Nothing of it is visible to the runtime yet.

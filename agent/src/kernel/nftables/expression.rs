@@ -164,6 +164,14 @@ fn meta(key: Meta) -> Expression {
     step("meta", Nla::default().be32(1, REG).be32(2, key as u32))
 }
 
+/// A device's name as the kernel compares it.
+fn padded(name: &str) -> [u8; 16] {
+    let mut value = [0; 16];
+    let length = name.len().min(15);
+    value[..length].copy_from_slice(&name.as_bytes()[..length]);
+    value
+}
+
 impl Expression {
     /// The address is in the network, or is not.
     pub fn in_network(field: Field, network: Ipv4Network, within: bool) -> Vec<Self> {
@@ -208,6 +216,11 @@ impl Expression {
         vec![meta(Meta::Mark), masked(&bits.to_ne_bytes()), compare(operation, &[0; 4])]
     }
 
+    /// All of these bits of the packet's mark are set.
+    pub fn mark_has(bits: u32) -> Vec<Self> {
+        vec![meta(Meta::Mark), masked(&bits.to_ne_bytes()), compare(EQUAL, &bits.to_ne_bytes())]
+    }
+
     /// Sets these bits of the packet's mark.
     pub fn set_mark(bits: u32) -> Vec<Self> {
         let data = Nla::default().be32(1, REG).be32(2, REG).be32(3, 4);
@@ -217,10 +230,7 @@ impl Expression {
 
     /// The device is, or is not, the one of this name.
     pub fn device(key: Meta, name: &str, same: bool) -> Vec<Self> {
-        let mut value = [0; 16];
-        let length = name.len().min(15);
-        value[..length].copy_from_slice(&name.as_bytes()[..length]);
-        vec![meta(key), compare(if same { EQUAL } else { NOT_EQUAL }, &value)]
+        vec![meta(key), compare(if same { EQUAL } else { NOT_EQUAL }, &padded(name))]
     }
 
     /// The device's name starts so.
@@ -234,6 +244,12 @@ impl Expression {
         let operation = if translated { NOT_EQUAL } else { EQUAL };
         let ct = step("ct", Nla::default().be32(1, REG).be32(2, STATUS));
         vec![ct, masked(&DST_NAT.to_ne_bytes()), compare(operation, &[0; 4])]
+    }
+
+    /// The packet goes the way of the flow's first one.
+    pub fn is_original() -> Vec<Self> {
+        const DIRECTION: u32 = 1;
+        vec![step("ct", Nla::default().be32(1, REG).be32(2, DIRECTION)), compare(EQUAL, &[0])]
     }
 
     /// Whether the address is one of this node's.
@@ -250,6 +266,14 @@ impl Expression {
         const DADDR_AND_IIF: u32 = 2 | 8;
         let fib = step("fib", Nla::default().be32(1, REG).be32(2, OIF).be32(3, DADDR_AND_IIF));
         vec![fib, compare(NOT_EQUAL, &[0; 4])]
+    }
+
+    /// For a packet of this mark the device of this name leads to where it came from.
+    pub fn comes_from_behind(device: &str) -> Vec<Self> {
+        const OIFNAME: u32 = 2;
+        const SADDR_AND_MARK: u32 = 1 | 4;
+        let fib = step("fib", Nla::default().be32(1, REG).be32(2, OIFNAME).be32(3, SADDR_AND_MARK));
+        vec![fib, compare(EQUAL, &padded(device))]
     }
 
     /// Conntrack leaves the packet alone.
