@@ -111,34 +111,33 @@ impl Live {
         if !self.is_here(record) {
             return Ok(());
         }
-        // Held over both: the index is still the VNI's when the entry mentions it.
+        // Held over both: the index must not become another namespace's in between.
         let namespaces = locked(&self.datapath.namespaces);
-        let namespace = namespaces.index(record.vni).ok_or(DatapathError::NoIndex(record.vni))?;
-        let endpoint = Self::endpoint(record, namespace);
-        locked(&self.datapath.endpoints).publish(record.host, endpoint, record.limits.policer())
+        let mut endpoints = locked(&self.datapath.endpoints);
+        if namespaces.are_as_adopted() && endpoints.names(record.host, record.ifindex)? {
+            // Whose a VNI is was known better when this was written.
+            return Ok(());
+        }
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
+        endpoints.publish(record.host, endpoint, record.limits.policer())
+    }
+
+    /// Writes a pod anew under `namespace`, an index that the caller, who holds the indices' lock, found. One that a DEL has
+    /// taken out of the books meanwhile stays out of the maps.
+    pub fn republish(&self, record: &Record, namespace: u32) -> Result<(), DatapathError> {
+        let mut endpoints = locked(&self.datapath.endpoints);
+        let Some(held) = self.records.get(&record.id).filter(|held| self.is_here(held)) else { return Ok(()) };
+        endpoints.publish(held.host, endpoint(&held, namespace), held.limits.policer())
     }
 
     /// Whether the maps hold a pod as its record says.
     pub fn is_published(&self, record: &Record) -> Result<bool, DatapathError> {
-        let Some(namespace) = locked(&self.datapath.namespaces).index(record.vni).filter(|_| self.is_here(record))
-        else {
+        if !self.is_here(record) {
             return Ok(false);
-        };
-        let endpoint = Self::endpoint(record, namespace);
-        locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
-    }
-
-    fn endpoint(record: &Record, namespace: u32) -> EndpointValue {
-        EndpointValue {
-            ip4: record.ip4(),
-            ip6: None,
-            ifindex: record.ifindex,
-            namespace,
-            mac: record.mac(),
-            gateway_mac: GATEWAY_MAC,
-            shaped: record.limits.ingress.is_some(),
-            policed: record.limits.egress.is_some(),
         }
+        let namespaces = locked(&self.datapath.namespaces);
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
+        locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
     }
 
     /// Removes a pod from the maps: from here nothing reaches its address and nothing leaves its device. It stays in the books.
@@ -159,8 +158,21 @@ impl Live {
     pub fn forget(&self, record: &Record) -> Result<(), ForgetError> {
         let mut endpoints = locked(&self.datapath.endpoints);
         self.withdraw_from(&mut endpoints, record)?;
-        self.records.remove(&record.id)?;
+        self.records.remove(&record.id);
         Ok(())
+    }
+}
+
+fn endpoint(record: &Record, namespace: u32) -> EndpointValue {
+    EndpointValue {
+        ip4: record.ip4(),
+        ip6: None,
+        ifindex: record.ifindex,
+        namespace,
+        mac: record.mac(),
+        gateway_mac: GATEWAY_MAC,
+        shaped: record.limits.ingress.is_some(),
+        policed: record.limits.egress.is_some(),
     }
 }
 
@@ -170,7 +182,4 @@ pub enum ForgetError {
     /// The maps.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// The books.
-    #[error(transparent)]
-    Record(#[from] crate::pods::RecordError),
 }

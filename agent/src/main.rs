@@ -7,6 +7,7 @@
 //! | remover | deletes pods' devices, many at once |
 //! | cache | writes the last intent to disk |
 //! | server, call | the unix socket; one thread per call |
+//! | upkeep, spool | spooled DELs; whether the pods' records are in their place |
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
@@ -88,7 +89,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         if knew {
             wait_for_etcd(&reconciler.shared);
         }
-        reconcile::run(&reconciler, || server::drain_spool(&reconciler));
+        reconcile::run(&reconciler, || server::start_upkeep(&reconciler));
     })?;
     let kept = Arc::clone(&shared);
     std::thread::Builder::new().name("cache".into()).spawn(move || cache.keep(&kept))?;

@@ -14,7 +14,7 @@ use crate::node::firewall::Firewall;
 use crate::node::overlay::Overlay;
 use crate::node::routes::Routes;
 use crate::node::{cni_conf, underlay};
-use crate::pods::wire::GROUP;
+use crate::pods::{disk, wire::GROUP};
 use crate::server::socket_path;
 
 /// Removes it all; goes on past errors and returns them all.
@@ -55,7 +55,7 @@ pub fn run(config: &Config) -> Vec<String> {
 fn files(config: &Config) -> Vec<PathBuf> {
     let socket = socket_path(&config.run_dir);
     let mut files = vec![socket.with_extension("new"), socket];
-    files.extend(["spool", "pods.redb"].map(|name| config.run_dir.join(name)));
+    files.extend(["spool", disk::FILE, disk::DAMAGED].map(|name| config.run_dir.join(name)));
     files.extend(["intent.json", "intent.new"].map(|name| config.state_dir.join(name)));
     // The maps of this and of earlier versions.
     files.extend((0..=ABI_VERSION).map(|version| config.bpf_dir.join(format!("v{version}"))));
@@ -103,7 +103,10 @@ mod tests {
     fn what_others_keep_in_our_folders_stays() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
-        for ours in ["run/spool/c1@eth0.json", "run/pods.redb", "state/intent.json", "bpf/v1/state", "state/theirs"] {
+        let books = ["run/pods.redb", "run/pods.redb.damaged"];
+        for ours in
+            ["run/spool/c1@eth0.json", "state/intent.json", "bpf/v1/state", "state/theirs"].into_iter().chain(books)
+        {
             let path = folder.path().join(ours);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();

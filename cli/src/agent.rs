@@ -53,7 +53,10 @@ fn show(socket: &Path, status: &AgentStatus, console: &mut Console<'_>) -> Resul
     let etcd = if status.etcd_connected {
         format!("connected, revision {}, epoch {}", status.revision, status.epoch)
     } else {
-        format!("not connected for {} s; the state of revision {} holds", status.etcd_silent_seconds, status.revision)
+        format!(
+            "not connected for {} s; the state of revision {}, epoch {} holds",
+            status.etcd_silent_seconds, status.revision, status.epoch
+        )
     };
     let drops: Vec<String> = status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let mut lines = vec![

@@ -75,6 +75,9 @@ pub enum Command {
         /// Do not ask on a terminal
         #[arg(short, long)]
         yes: bool,
+        /// Raise the epoch above this one, which an agent has seen (`bulkhead agent status`)
+        #[arg(long, value_name = "EPOCH")]
+        above: Option<u64>,
         /// How to wait.
         #[command(flatten)]
         wait: Wait,

@@ -67,7 +67,7 @@ impl Cluster {
     /// All of its state, at one revision.
     pub async fn view(&self) -> Result<View, CliError> {
         let snapshot = self.store.list(&self.keys.root()).await?;
-        Ok(View::new(self.keys.clone(), snapshot.entries))
+        Ok(View::new(self.keys.clone(), snapshot))
     }
 
     /// Why nobody may have answered: a sentence that names the leader, if there is one.

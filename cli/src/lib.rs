@@ -63,7 +63,9 @@ async fn carry_out(cli: Cli, store: Option<Store>, console: &mut Console<'_>) ->
         Command::Tenant(verb) => tenant::carry_out(verb, &etcd.cluster().await?, console).await,
         Command::Node(verb) => node::carry_out(verb, &etcd.cluster().await?, console).await,
         Command::Config(verb) => config::carry_out(verb, &etcd, console).await,
-        Command::Restore { yes, wait } => restore::restore(&etcd.cluster().await?, yes, wait, console).await,
+        Command::Restore { yes, above, wait } => {
+            restore::restore(&etcd.cluster().await?, restore::Wish { yes, above }, wait, console).await
+        }
         Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Completion { shell } => {

@@ -48,19 +48,28 @@ impl Report {
     }
 }
 
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    /// Do not ask on a terminal.
+    pub yes: bool,
+    /// The epoch that the new one has to exceed.
+    pub above: Option<u64>,
+}
+
 enum Answer {
     Done { after: u64, mark: Option<u32> },
     Refused(String),
 }
 
 /// Asks the leader to raise the epoch, and waits until it is done.
-pub async fn restore(cluster: &Cluster, yes: bool, wait: Wait, console: &mut Console<'_>) -> Result<(), CliError> {
-    if !yes && std::io::stdin().is_terminal() && !confirmed()? {
+pub async fn restore(cluster: &Cluster, wish: Wish, wait: Wait, console: &mut Console<'_>) -> Result<(), CliError> {
+    if !wish.yes && std::io::stdin().is_terminal() && !confirmed()? {
         return Err(CliError::Refused("not confirmed".into()));
     }
     let view = cluster.view().await?;
     let before = view.cluster().map(|cluster| cluster.epoch);
-    let record = RestoreRecord::asking(&words());
+    let record = RestoreRecord::asking(&words(), wish.above);
     write(cluster, &record, before).await?;
     if wait.no_wait {
         let report = Report { result: "written", before, after: None, mark: None };
@@ -78,7 +87,14 @@ pub async fn restore(cluster: &Cluster, yes: bool, wait: Wait, console: &mut Con
     match answer {
         Answer::Done { after, mark } => {
             let report = Report { result: "done", before, after: Some(after), mark };
-            console.report(&report, &[report.sentence()])
+            console.report(&report, &[report.sentence()])?;
+            match wish.above.filter(|above| after <= *above) {
+                None => Ok(()),
+                Some(above) => Err(CliError::Unfinished(vec![format!(
+                    "the restore: the epoch rose, but not above {above}: the leading controller is older than this \
+                     command; update it and type this again"
+                )])),
+            }
         }
         Answer::Refused(reason) => Err(CliError::Refused(format!("the restore: {reason}"))),
     }

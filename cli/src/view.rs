@@ -9,7 +9,7 @@ use std::ops::Bound;
 use bulkhead_core::ledger::{self, ClusterEntry, NodeEntry};
 use bulkhead_core::record::{NetNamespaceRecord, Record, RecordError, RestoreRecord, SubnetRecord};
 use bulkhead_core::{Keys, Mode, Namespace, Numbers, Tenant};
-use bulkhead_store::{Change, Changes, Entry};
+use bulkhead_store::{Change, Changes, Entry, Snapshot};
 use serde::de::DeserializeOwned;
 
 /// A mailbox record as it lies in etcd.
@@ -45,17 +45,25 @@ impl<'a, R> Mail<'a, R> {
 #[derive(Debug)]
 pub struct View {
     keys: Keys,
+    revision: i64,
     entries: BTreeMap<String, Entry>,
 }
 
 impl View {
-    /// A state of these entries.
-    pub fn new(keys: Keys, entries: Vec<Entry>) -> Self {
-        Self { keys, entries: entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect() }
+    /// The state that a list brought.
+    pub fn new(keys: Keys, snapshot: Snapshot) -> Self {
+        let entries = snapshot.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        Self { keys, revision: snapshot.revision, entries }
+    }
+
+    /// The revision that it is of: no older than this.
+    pub const fn revision(&self) -> i64 {
+        self.revision
     }
 
     /// Takes one revision's changes in.
     pub fn apply(&mut self, changes: Changes) {
+        self.revision = changes.revision;
         for change in changes.changes {
             match change {
                 Change::Put(entry) => drop(self.entries.insert(entry.key.clone(), entry)),
@@ -100,6 +108,11 @@ impl View {
     /// A namespace's numbers.
     pub fn tenant(&self, namespace: &Namespace) -> Option<Tenant> {
         self.ledger(&self.keys.ledger_namespace(namespace))
+    }
+
+    /// The revision that last wrote a namespace's numbers; 0 if it has none.
+    pub fn tenant_revision(&self, namespace: &Namespace) -> i64 {
+        self.entries.get(&self.keys.ledger_namespace(namespace)).map_or(0, |entry| entry.mod_revision)
     }
 
     /// Everybody's numbers.

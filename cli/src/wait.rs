@@ -1,11 +1,12 @@
 //! Waits until the state says what one waits for.
 //!
-//! Level-triggered: started after a write, it sees that write's effect whether the answer came before or after. What
-//! breaks on the way (a dead member, a compaction) is the store's to heal.
+//! Level-triggered: started after a write, it sees that write's effect whether the answer came before or after. Ready
+//! before a write, it sees every revision from then on one by one, unless the watch has to be healed. What breaks on the
+//! way (a dead member, a compaction) is the store's to heal.
 
 use std::time::Duration;
 
-use bulkhead_store::{Update, Watch};
+use bulkhead_store::{StoreError, Update, Watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::Cluster;
@@ -24,35 +25,39 @@ pub struct TimedOut {
 pub struct Waiting<'a> {
     cluster: &'a Cluster,
     watch: Watch,
-    deadline: Instant,
+    patience: Duration,
     view: Option<View>,
     unreachable: Option<String>,
 }
 
 impl<'a> Waiting<'a> {
-    /// Waits for so long, from now on.
+    /// Begins to watch.
     pub fn start(cluster: &'a Cluster, patience: Duration) -> Self {
         let watch = cluster.store.watch(&cluster.keys.root());
-        Self { cluster, watch, deadline: Instant::now() + patience, view: None, unreachable: None }
+        Self { cluster, watch, patience, view: None, unreachable: None }
     }
 
-    /// Waits until `answer` finds one in the state.
+    /// Waits for the first state: no revision after this goes by unseen.
+    pub async fn ready(mut self) -> Result<Self, StoreError> {
+        match self.watch.next().await {
+            Some(Update::Unreachable { error, .. }) => Err(error),
+            Some(update) => {
+                self.take(update);
+                Ok(self)
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// Waits, for as long as the patience lasts from now on, until `answer` finds one in the state.
     pub async fn until<T>(mut self, mut answer: impl FnMut(&View) -> Option<T>) -> Result<T, TimedOut> {
+        let deadline = Instant::now() + self.patience;
         loop {
             if let Some(found) = self.view.as_ref().and_then(&mut answer) {
                 return Ok(found);
             }
-            match timeout_at(self.deadline, self.watch.next()).await {
-                Ok(Some(Update::Snapshot(snapshot))) => {
-                    self.unreachable = None;
-                    self.view = Some(View::new(self.cluster.keys.clone(), snapshot.entries));
-                }
-                Ok(Some(Update::Changes(changes))) => {
-                    if let Some(view) = &mut self.view {
-                        view.apply(changes);
-                    }
-                }
-                Ok(Some(Update::Unreachable { error, .. })) => self.unreachable = Some(error.chain()),
+            match timeout_at(deadline, self.watch.next()).await {
+                Ok(Some(update)) => self.take(update),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -61,5 +66,20 @@ impl<'a> Waiting<'a> {
             None => self.cluster.silence().await,
         };
         Err(TimedOut { last: self.view, cause })
+    }
+
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Snapshot(snapshot) => {
+                self.unreachable = None;
+                self.view = Some(View::new(self.cluster.keys.clone(), snapshot));
+            }
+            Update::Changes(changes) => {
+                if let Some(view) = &mut self.view {
+                    view.apply(changes);
+                }
+            }
+            Update::Unreachable { error, .. } => self.unreachable = Some(error.chain()),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The flags, parsed once into validated options.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_core::keys::check_prefix;
@@ -27,6 +29,14 @@ pub struct ControllerArgs {
     /// Namespaces that are global at birth, separated by commas; empty for none
     #[arg(long, env = "BULKHEAD_GLOBAL_NAMESPACES", value_name = "NAME,...", default_value = "kube-system")]
     pub global_namespaces: String,
+    /// Folder that keeps what was seen of etcd's history, so that a restore of etcd is noticed across a restart; empty for none
+    #[arg(
+        long,
+        env = "BULKHEAD_CONTROLLER_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/bulkhead-controller"
+    )]
+    pub state_dir: OsString,
     /// Form of the log
     #[arg(long, env = "BULKHEAD_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -128,6 +138,7 @@ impl ControllerArgs {
             lease_ttl: Duration::from_secs(self.lease_ttl),
             policy: Policy { global_at_birth },
             config: self.config.record()?,
+            state_dir: (!self.state_dir.is_empty()).then(|| PathBuf::from(&self.state_dir)),
         })
     }
 }

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bulkhead_core::Keys;
 use bulkhead_store::{Conflict, Fence, Leadership, Loss, Outcome, Store, StoreError, Update, Watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
@@ -19,6 +18,8 @@ use crate::state::State;
 
 /// How often everything is looked at again without a change.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How long only machines that name their subnet are served behind a raised epoch: agents list again and ask within seconds.
+const NAMED_FIRST: Duration = Duration::from_mins(1);
 /// How long a change that a conflict told of may take to come by the watch.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// The shortest and longest wait after a write that failed.
@@ -81,11 +82,10 @@ enum Progress {
 pub async fn lead(
     store: &Store,
     prefix: &str,
-    keys: &Keys,
     policy: &Policy,
     leadership: &Leadership,
     tally: &Tally,
-    history: &mut History,
+    memory: (&mut History, &mut State),
 ) -> Ended {
     let leader = Leader {
         store,
@@ -93,10 +93,11 @@ pub async fn lead(
         fence: leadership.fence(),
         policy,
         tally,
-        history,
+        history: memory.0,
         watch: store.watch(&format!("{prefix}/")),
-        state: State::new(keys.clone()),
+        state: memory.1,
         listed: false,
+        named_only_until: None,
         complained: HashMap::new(),
     };
     let lost: Pin<Box<dyn Future<Output = Loss> + Send>> = Box::pin(leadership.lost());
@@ -117,9 +118,12 @@ struct Leader<'a> {
     /// Outlives the leadership and the watch: a restore of etcd may end both.
     history: &'a mut History,
     watch: Watch,
-    state: State,
+    /// Outlives them as well: what others deleted meanwhile is put back.
+    state: &'a mut State,
     /// Whether the state is a whole one, kept up to date.
     listed: bool,
+    /// Until when machines that name no subnet wait.
+    named_only_until: Option<Instant>,
     /// What was logged, by key and revision.
     complained: HashMap<String, i64>,
 }
@@ -129,13 +133,29 @@ impl Leader<'_> {
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = RETRY.0;
+        // An earlier leadership's list says nothing of now.
+        self.state.serve_named_only(false);
         loop {
+            let named_only_until = self.named_only_until;
             tokio::select! {
                 update = self.watch.next() => match update {
                     Some(update) => self.take(update),
                     None => return Ended::Closed,
                 },
                 _ = resync.tick() => {}
+                () = self.history.worth_saving() => {
+                    self.history.save();
+                    continue;
+                }
+                () = async {
+                    match named_only_until {
+                        Some(until) => tokio::time::sleep_until(until).await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    self.named_only_until = None;
+                    self.state.serve_named_only(false);
+                }
             }
             self.drain().await;
             while self.listed {
@@ -176,7 +196,7 @@ impl Leader<'_> {
                 self.listed = false;
             }
         }
-        self.state.owe(self.history.owed());
+        self.state.owe(self.history.owed(), self.history.epoch());
     }
 
     /// Takes what has come already, so that one plan sees all of it.
@@ -187,12 +207,17 @@ impl Leader<'_> {
     }
 
     async fn progress(&mut self) -> Progress {
-        let Some(step) = plan::next(&self.state, self.policy) else { return Progress::Quiet };
+        let Some(step) = plan::next(self.state, self.policy) else { return Progress::Quiet };
         match self.store.commit(step.txn(&self.fence)).await {
             Ok(Outcome::Done { revision }) => {
                 self.state.committed(step.writes(), revision);
                 self.history.reached(revision, self.state.epoch());
-                self.state.owe(self.history.owed());
+                self.state.owe(self.history.owed(), self.history.epoch());
+                if step.notes().iter().any(|note| matches!(note, Note::EpochRaised { .. })) {
+                    self.named_only_until = Some(Instant::now() + NAMED_FIRST);
+                    self.state.serve_named_only(true);
+                    self.history.save();
+                }
                 self.tally.count(&step);
                 step.notes().iter().for_each(Note::log);
                 Progress::Moved
@@ -243,7 +268,7 @@ impl Leader<'_> {
 
     /// Logs what no record can answer, once per revision.
     fn complain(&mut self) {
-        let complaints = plan::complaints(&self.state);
+        let complaints = plan::complaints(self.state);
         self.complained.retain(|key, revision| complaints.iter().any(|c| c.key == *key && c.revision == *revision));
         for complaint in complaints {
             if self.complained.insert(complaint.key.clone(), complaint.revision).is_none() {

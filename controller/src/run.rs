@@ -1,5 +1,6 @@
 //! The controller's life: find the config, run for leadership, lead, and again.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_core::Keys;
@@ -14,6 +15,7 @@ use crate::configure;
 use crate::history::History;
 use crate::lead::{self, Tally};
 use crate::plan::Policy;
+use crate::state::State;
 
 /// How long a controller that stops may take to withdraw.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -33,6 +35,8 @@ pub struct Options {
     pub policy: Policy,
     /// The config to create if there is none.
     pub config: Option<ConfigRecord>,
+    /// Where the memory of etcd's history is kept; none for nowhere.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Why a controller cannot go on.
@@ -81,13 +85,14 @@ pub async fn run(
     let keys = Keys::new(&options.prefix, config.name())?;
     let election = keys.election();
     let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
-    let mut history = History::default();
+    let mut history = History::load(options.state_dir.as_deref(), &keys);
+    let mut state = State::new(keys.clone());
     info!(identity = options.identity, cluster = %config.name(), "running for leadership");
     loop {
         let leadership = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
-            () = history.follow(store, &everything, &ledger) => None,
+            () = history.follow(store, &mut state, &everything, &ledger) => None,
             won = Candidate::campaign(store, &election, &options.identity, options.lease_ttl) => Some(won?),
         };
         let Some(leadership) = leadership else {
@@ -97,7 +102,7 @@ pub async fn run(
         let ended = tokio::select! {
             biased;
             () = stopped(&mut stop) => None,
-            ended = lead::lead(store, &options.prefix, &keys, &options.policy, &leadership, tally, &mut history) => Some(ended),
+            ended = lead::lead(store, &options.prefix, &options.policy, &leadership, tally, (&mut history, &mut state)) => Some(ended),
         };
         match ended {
             None | Some(lead::Ended::Closed) => {

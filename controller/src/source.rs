@@ -36,6 +36,18 @@ pub(crate) fn wish(namespace: &Namespace, mail: &Mail<NetNamespaceRecord>, polic
     Ok(Wish { net_id })
 }
 
+/// The number that a record shows, even if the record cannot be followed.
+pub(crate) fn number_shown(mail: &Mail<NetNamespaceRecord>) -> Option<u32> {
+    let number = match mail {
+        Mail::Record(record) => record.net_id,
+        Mail::Broken(broken) => {
+            let shown = broken.object.as_ref()?.get("NetID")?;
+            shown.as_i64().or_else(|| shown.as_str()?.parse().ok())
+        }
+    };
+    number.and_then(|number| u32::try_from(number).ok())
+}
+
 /// A record is about the namespace that its key names; an empty `NetName` is filled in.
 pub(crate) fn check_name(namespace: &Namespace, record: &NetNamespaceRecord) -> Result<(), String> {
     if record.net_name.is_empty() || record.net_name == namespace.as_str() {

@@ -34,7 +34,7 @@ impl Controller {
     fn start(endpoint: &str, identity: &str) -> Self {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", BINARY, "--etcd-endpoints", endpoint, "--identity", identity])
-            .args(["--lease-ttl", "2", "--log-level", "warn"])
+            .args(["--lease-ttl", "2", "--log-level", "warn", "--state-dir", ""])
             .args(NETWORK)
             .stdin(Stdio::null())
             .spawn()

@@ -21,8 +21,8 @@ use bulkhead_core::number::JUMP;
 use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, RestoreRecord};
 use bulkhead_core::{Action, keys};
 use bulkhead_store::process::Cluster;
-use bulkhead_store::{Candidate, Store, Twin, Txn, WriteFault};
-use people::{People, config, connect, ns, within};
+use bulkhead_store::{Candidate, Settings, Store, Timeouts, Twin, Txn, WriteFault};
+use people::{People, config, ns, within};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -40,6 +40,7 @@ impl Controller {
             lease_ttl: Duration::from_secs(2),
             policy: Policy { global_at_birth: [ns("kube-system")].into() },
             config,
+            state_dir: None,
         };
         let (stop, stopping) = watch::channel(false);
         let tally = Arc::new(Tally::default());
@@ -54,13 +55,67 @@ impl Controller {
     }
 }
 
+/// Where a scenario plays: in memory, or on a real etcd.
+enum Stage {
+    Memory(Twin),
+    Etcd(Cluster),
+}
+
+impl Stage {
+    fn memory() -> Self {
+        Self::Memory(Twin::new())
+    }
+
+    fn etcd(members: usize) -> Self {
+        Self::Etcd(Cluster::start(members).unwrap())
+    }
+
+    /// A client of its own.
+    async fn store(&self) -> Store {
+        match self {
+            Self::Memory(twin) => twin.store(),
+            Self::Etcd(cluster) => {
+                let settings = Settings::new(&cluster.endpoints(), None, None, Timeouts::default()).unwrap();
+                Store::connect(settings).await.unwrap()
+            }
+        }
+    }
+
+    async fn people(&self) -> People {
+        People::new(self.store().await)
+    }
+}
+
+/// A leader whose cluster has the namespace a, with `NetID` 10.
+async fn led(people: &People, store: Store) -> Controller {
+    let controller = Controller::start(store, "one", Some(config()));
+    people.until_leads("one").await;
+    people.creates("a").await;
+    people.until_net_id("a", 10).await;
+    controller
+}
+
+/// The same, and another controller that waits to lead.
+async fn two_leaders(people: &People, [first, second]: [Store; 2]) -> [Controller; 2] {
+    let one = led(people, first).await;
+    let two = Controller::start(second, "two", None);
+    within(async {
+        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    [one, two]
+}
+
 fn join(target: &str) -> Action {
     Action::Join(ns(target))
 }
 
 /// From an empty etcd to a cluster in use.
-async fn people_are_served(people: &People, store: Store) {
-    let controller = Controller::start(store, "one", Some(config()));
+async fn people_are_served(stage: &Stage) {
+    let people = &stage.people().await;
+    let controller = Controller::start(stage.store().await, "one", Some(config()));
     people.until(&people.keys.ledger_cluster(), |value| value.is_some()).await;
     for (name, net_id) in [("a", 10), ("b", 11), ("c", 12), ("kube-system", 0)] {
         people.creates(name).await;
@@ -105,13 +160,9 @@ async fn people_are_served(people: &People, store: Store) {
 }
 
 /// Two controllers: the one that waits takes over with nothing lost, whether the other resigns or dies.
-async fn another_takes_over(people: &People, stores: [Store; 2]) {
-    let [first, second] = stores;
-    let one = Controller::start(first, "one", Some(config()));
-    people.until_leads("one").await;
-    let two = Controller::start(second.clone(), "two", None);
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
+async fn another_takes_over(stage: &Stage) {
+    let people = &stage.people().await;
+    let [one, two] = two_leaders(people, [stage.store().await, stage.store().await]).await;
     one.stop().await;
     people.until_leads("two").await;
     people.creates("b").await;
@@ -120,14 +171,15 @@ async fn another_takes_over(people: &People, stores: [Store; 2]) {
     people.until_net_id("b", 10).await;
     // Ended in the middle of its work.
     two.task.abort();
-    let three = Controller::start(second, "three", None);
+    let three = Controller::start(stage.store().await, "three", None);
     people.act(&["b"], &Action::Global).await;
     people.until_net_id("b", 0).await;
     people.until_leads("three").await;
     three.stop().await;
 }
 
-async fn records_of_k8s_ovs_are_taken_over(people: &People, store: Store) {
+async fn records_of_k8s_ovs_are_taken_over(stage: &Stage) {
+    let people = &stage.people().await;
     people.write(&keys::config(keys::DEFAULT_PREFIX), ConfigRecord::EXAMPLE.as_bytes()).await;
     for n in 0..130 {
         let key = people.keys.netnamespace(&ns(&format!("n{n:03}")));
@@ -137,7 +189,7 @@ async fn records_of_k8s_ovs_are_taken_over(people: &People, store: Store) {
     let node = br#"{"Host":"sdn-test1","HostIP":"10.0.0.197","Subnet":"172.11.8.0/22","Assign":false}"#;
     people.write(&people.keys.subnet("10.0.0.197".parse().unwrap()), node).await;
     let before = people.store.list(&people.keys.netnamespaces()).await.unwrap();
-    let controller = Controller::start(store, "one", None);
+    let controller = Controller::start(stage.store().await, "one", None);
     people.until(&people.keys.ledger_node("10.0.0.197".parse().unwrap()), |value| value.is_some()).await;
     let ledger = people.store.list(&people.keys.ledger_namespaces()).await.unwrap();
     assert_eq!(ledger.entries.len(), 130);
@@ -150,42 +202,32 @@ async fn records_of_k8s_ovs_are_taken_over(people: &People, store: Store) {
 
 #[tokio::test]
 async fn people_are_served_in_memory() {
-    let twin = Twin::new();
-    people_are_served(&People::new(twin.store()), twin.store()).await;
+    people_are_served(&Stage::memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn people_are_served_by_etcd() {
-    let cluster = Cluster::start(1).unwrap();
-    let people = People::new(connect(&cluster.endpoint(0)).await);
-    people_are_served(&people, connect(&cluster.endpoint(0)).await).await;
+    people_are_served(&Stage::etcd(1)).await;
 }
 
 #[tokio::test]
 async fn another_takes_over_in_memory() {
-    let twin = Twin::new();
-    another_takes_over(&People::new(twin.store()), [twin.store(), twin.store()]).await;
+    another_takes_over(&Stage::memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_takes_over_on_etcd() {
-    let cluster = Cluster::start(1).unwrap();
-    let people = People::new(connect(&cluster.endpoint(0)).await);
-    let stores = [connect(&cluster.endpoint(0)).await, connect(&cluster.endpoint(0)).await];
-    another_takes_over(&people, stores).await;
+    another_takes_over(&Stage::etcd(1)).await;
 }
 
 #[tokio::test]
 async fn records_of_k8s_ovs_are_taken_over_in_memory() {
-    let twin = Twin::new();
-    records_of_k8s_ovs_are_taken_over(&People::new(twin.store()), twin.store()).await;
+    records_of_k8s_ovs_are_taken_over(&Stage::memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_k8s_ovs_are_taken_over_on_etcd() {
-    let cluster = Cluster::start(1).unwrap();
-    let people = People::new(connect(&cluster.endpoint(0)).await);
-    records_of_k8s_ovs_are_taken_over(&people, connect(&cluster.endpoint(0)).await).await;
+    records_of_k8s_ovs_are_taken_over(&Stage::etcd(1)).await;
 }
 
 async fn epoch_rises(people: &People, epoch: u64) {
@@ -206,11 +248,10 @@ async fn vni_of(people: &People, name: &str) -> u32 {
 }
 
 /// `bulkhead restore`, as whoever restored etcd types it.
-async fn a_restore_that_is_asked_for_is_done(people: &People, store: Store) {
-    let controller = Controller::start(store, "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
-    people.write(&people.keys.restore(), &RestoreRecord::asking("by hand").to_json()).await;
+async fn a_restore_that_is_asked_for_is_done(stage: &Stage) {
+    let people = &stage.people().await;
+    let controller = led(people, stage.store().await).await;
+    people.write(&people.keys.restore(), &RestoreRecord::asking("by hand", None).to_json()).await;
     people.until(&people.keys.restore(), |value| value.is_none()).await;
     epoch_rises(people, 2).await;
     people.creates("b").await;
@@ -221,15 +262,12 @@ async fn a_restore_that_is_asked_for_is_done(people: &People, store: Store) {
 
 #[tokio::test]
 async fn a_restore_that_is_asked_for_is_done_in_memory() {
-    let twin = Twin::new();
-    a_restore_that_is_asked_for_is_done(&People::new(twin.store()), twin.store()).await;
+    a_restore_that_is_asked_for_is_done(&Stage::memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_that_is_asked_for_is_done_on_etcd() {
-    let cluster = Cluster::start(1).unwrap();
-    let people = People::new(connect(&cluster.endpoint(0)).await);
-    a_restore_that_is_asked_for_is_done(&people, connect(&cluster.endpoint(0)).await).await;
+    a_restore_that_is_asked_for_is_done(&Stage::etcd(1)).await;
 }
 
 /// etcd goes back under two controllers, first under its own id, then under another: each time the epoch rises once,
@@ -238,10 +276,7 @@ async fn a_restore_that_is_asked_for_is_done_on_etcd() {
 async fn a_restored_etcd_is_noticed_by_whoever_leads_then() {
     let twin = Twin::new();
     let people = People::new(twin.store());
-    let one = Controller::start(twin.store(), "one", Some(config()));
-    people.until_leads("one").await;
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    let one = led(&people, twin.store()).await;
     let before = twin.checkpoint();
     let two = Controller::start(twin.store(), "two", None);
     people.creates("lost").await;
@@ -271,16 +306,7 @@ async fn a_restored_etcd_is_noticed_by_whoever_leads_then() {
 async fn a_restore_is_dealt_with_once() {
     let twin = Twin::new();
     let people = People::new(twin.store());
-    let one = Controller::start(twin.store(), "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
-    let two = Controller::start(twin.store(), "two", None);
-    within(async {
-        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let [one, two] = two_leaders(&people, [twin.store(), twin.store()]).await;
     twin.set_cluster_id(9);
     epoch_rises(&people, 2).await;
     one.stop().await;
@@ -298,9 +324,7 @@ async fn a_write_of_unknown_outcome_is_neither_lost_nor_done_twice() {
     let twin = Twin::new();
     let (people, store) = (People::new(twin.store()), twin.store());
     let faults = store.faults().unwrap();
-    let controller = Controller::start(store, "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    let controller = led(&people, store).await;
     for (fault, name, number) in [(WriteFault::UnknownApplied, "b", 11), (WriteFault::UnknownLost, "c", 12)] {
         faults.fail_next_write(fault);
         people.creates(name).await;
@@ -319,9 +343,7 @@ async fn what_was_written_while_etcd_was_away_is_caught_up_with() {
     let twin = Twin::new();
     let (people, store) = (People::new(twin.store()), twin.store());
     let faults = store.faults().unwrap();
-    let controller = Controller::start(store, "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    let controller = led(&people, store).await;
     faults.unreachable(true);
     people.creates("b").await;
     people.delete(&people.keys.netnamespace(&ns("a"))).await;
@@ -337,9 +359,7 @@ async fn what_was_written_while_etcd_was_away_is_caught_up_with() {
 async fn a_leader_that_lost_its_lease_campaigns_again() {
     let twin = Twin::new();
     let (people, store) = (People::new(twin.store()), twin.store());
-    let controller = Controller::start(store, "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    let controller = led(&people, store).await;
     let leader = Candidate::leader(&people.store, &people.keys.election()).await.unwrap().unwrap();
     assert!(twin.expire_lease_of(leader.fence.key()));
     people.creates("b").await;
@@ -355,16 +375,12 @@ async fn a_leader_that_lost_its_lease_campaigns_again() {
 /// One member of three dies, the leader's work goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_work_goes_on_when_a_member_of_etcd_dies() {
-    let mut cluster = Cluster::start(3).unwrap();
-    let settings = || {
-        bulkhead_store::Settings::new(&cluster.endpoints(), None, None, bulkhead_store::Timeouts::default()).unwrap()
-    };
-    let people = People::new(Store::connect(settings()).await.unwrap());
-    let store = Store::connect(settings()).await.unwrap();
-    let controller = Controller::start(store, "one", Some(config()));
-    people.creates("a").await;
-    people.until_net_id("a", 10).await;
-    cluster.kill(0);
+    let mut stage = Stage::etcd(3);
+    let people = stage.people().await;
+    let controller = led(&people, stage.store().await).await;
+    if let Stage::Etcd(cluster) = &mut stage {
+        cluster.kill(0);
+    }
     within(async {
         // The people's own write may have to be tried again, too.
         let value = NetNamespaceRecord::asking(&ns("b")).to_json();

@@ -14,6 +14,9 @@ use crate::vni::{FIRST, SPACE, Vni};
 /// How many numbers there are to give out.
 pub const USABLE: u32 = SPACE - FIRST;
 
+/// How many rises at once make it jump at the most: half the space.
+const MOST_JUMPS: u64 = 8;
+
 /// How far the mark jumps at each rise of the epoch.
 pub const JUMP: u32 = 1 << 20;
 
@@ -65,11 +68,11 @@ impl Numbers {
         Err(Exhausted)
     }
 
-    /// Jumps once for each of these rises of the epoch.
+    /// Jumps once for each of these rises of the epoch, by half the space at the most.
     pub fn rise(&mut self, rises: u64) {
-        let steps = u32::try_from(rises % u64::from(USABLE) * u64::from(JUMP) % u64::from(USABLE)).unwrap_or(JUMP);
-        if rises > 0 {
-            self.jump(steps);
+        // Sixteen jumps are nearly the whole space, and would end where they began.
+        for _ in 0..rises.min(MOST_JUMPS) {
+            self.jump(JUMP);
         }
     }
 
@@ -79,6 +82,11 @@ impl Numbers {
         if (FIRST..SPACE).contains(&number) && ahead(self.mark, number) < USABLE / 2 {
             self.resting.insert(number);
         }
+    }
+
+    /// Moves the mark to `number` if it is behind it: numbers up to there may have been given out.
+    pub fn pass(&mut self, number: u32) {
+        self.mark = self.mark.max(number.min(SPACE - 1));
     }
 
     /// Whether an import goes on that began when there were numbers already.

@@ -159,6 +159,9 @@ pub struct RestoreRecord {
     /// Who asked and why: free text.
     #[serde(default)]
     pub requested: String,
+    /// An epoch that agents have seen: the new one must exceed it. Absent: whatever the ledger says will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub above: Option<u64>,
     /// Why the leader cannot do it yet.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error: String,
@@ -173,8 +176,8 @@ impl Record for RestoreRecord {
 
 impl RestoreRecord {
     /// The record by which somebody asks.
-    pub fn asking(requested: &str) -> Self {
-        Self { requested: requested.to_owned(), error: String::new(), unknown: Map::new() }
+    pub fn asking(requested: &str, above: Option<u64>) -> Self {
+        Self { requested: requested.to_owned(), above, error: String::new(), unknown: Map::new() }
     }
 }
 
@@ -191,6 +194,7 @@ mod tests {
         round_trip::<ConfigRecord>(ConfigRecord::EXAMPLE);
         round_trip::<RestoreRecord>(RestoreRecord::EXAMPLE);
         round_trip::<RestoreRecord>(r#"{"Requested":"","Error":"later","Ticket":7}"#);
+        round_trip::<RestoreRecord>(r#"{"Requested":"","Above":3,"Ticket":7}"#);
         round_trip::<SubnetRecord>(
             r#"{"Host":"sdn-test1","HostIP":"10.0.0.197","Subnet":"172.11.0.0/22","Assign":false}"#,
         );

@@ -8,26 +8,32 @@ const LAST: Duration = Duration::from_secs(5);
 
 /// The state of one series of attempts.
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     ceiling: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Backoff {
     /// Starts a series.
-    pub(crate) const fn new() -> Self {
+    pub const fn new() -> Self {
         Self { ceiling: FIRST }
     }
 
     /// The next waiting time: between half the ceiling and the ceiling, which then doubles.
-    pub(crate) fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let ceiling = self.ceiling;
         self.ceiling = (ceiling * 2).min(LAST);
         ceiling / 2 + jitter(ceiling / 2)
     }
 
     /// Waits for the next time.
-    pub(crate) async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.pause()).await;
     }
 }
 
@@ -49,12 +55,12 @@ mod tests {
     #[test]
     fn rises_from_first_to_last_and_jitters() {
         let mut backoff = Backoff::new();
-        let first = backoff.next();
+        let first = backoff.pause();
         assert!((FIRST / 2..=FIRST).contains(&first), "{first:?}");
         for _ in 0..20 {
-            assert!(backoff.next() <= LAST);
+            assert!(backoff.pause() <= LAST);
         }
-        let waits: Vec<_> = (0..8).map(|_| backoff.next()).collect();
+        let waits: Vec<_> = (0..8).map(|_| backoff.pause()).collect();
         assert!(waits.iter().all(|w| (LAST / 2..=LAST).contains(w)));
         assert!(waits.iter().any(|w| *w != waits[0]), "no jitter: {waits:?}");
     }

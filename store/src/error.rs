@@ -103,6 +103,16 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
+    /// The answer is larger than 64 MiB. Lists heal from this by themselves. A transaction answers so much only when it
+    /// changed nothing: then it shows the keys that it compared.
+    #[error("etcd's answer to {what} is too large: look for keys with very large values that do not belong there")]
+    AnswerTooLarge {
+        /// What was tried.
+        what: String,
+        /// By how much.
+        #[source]
+        source: Cause,
+    },
     /// A watch or its server broke off; watches heal from this by themselves.
     #[error("the watch broke off")]
     WatchBroken {

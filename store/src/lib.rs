@@ -26,6 +26,7 @@ mod store;
 mod txn;
 mod watch;
 
+pub use backoff::Backoff;
 pub use election::{Candidate, Fence, Leader, Leadership, Loss, Observer};
 pub use entry::{Change, Changes, Discontinuity, Entry, Snapshot, Update};
 pub use error::StoreError;

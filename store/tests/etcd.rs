@@ -179,3 +179,22 @@ async fn etcd_that_went_back_is_visible() {
     let revision = put(&store, "/b", "1").await;
     assert_eq!(changes(&mut watch).await.revision, revision);
 }
+
+/// Whoever may write keys may write large ones: 50 of them are more than one answer holds, and lists go on.
+#[tokio::test]
+async fn values_as_large_as_etcd_takes_do_not_stop_a_list() {
+    const LARGEST: usize = 1_500_000;
+    let cluster = Cluster::start(1).unwrap();
+    let store = connect(&cluster).await;
+    for at in 0..50 {
+        let value = vec![b'x'; LARGEST];
+        store.commit(Txn::new().put(format!("/large/{at:02}"), value)).await.unwrap().done().unwrap();
+    }
+    let last = put(&store, "/small", "1").await;
+    let list = store.list("/").await.unwrap();
+    assert_eq!((list.revision, list.entries.len()), (last, 51));
+    assert!(list.entries[..50].iter().all(|entry| entry.value.len() == LARGEST));
+    assert!(list.entries.is_sorted_by(|one, other| one.key < other.key));
+    let mut watch = store.watch("/");
+    assert_eq!(snapshot(&mut watch).await.entries, list.entries);
+}

@@ -85,7 +85,9 @@ impl Controllers {
         let mut command = Command::new(self.binaries.controller()?);
         command
             .args(["--etcd-endpoints", &self.etcd, "--identity", &name, "--lease-ttl", "2", "--log-level", "info"])
-            .args(["--global-namespaces", &self.global]);
+            .args(["--global-namespaces", &self.global])
+            .arg("--state-dir")
+            .arg(self.dir.join(&name).with_extension("state"));
         let log = self.dir.join(format!("{name}.log"));
         self.running[number] = Some(Process::start(&self.netns, &name, command, &log)?);
         Ok(())

@@ -1,12 +1,15 @@
 //! CNI calls that are wrong, through the real plugin and agent: each refused with its code, a text and no effect.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
-use bulkhead_tests::error::promised;
+use bulkhead_tests::error::{Tried, promised};
 use bulkhead_tests::leak::Holdings;
 use bulkhead_tests::probe::expect_reaches;
 use bulkhead_tests::runtime::{Answer, Call, Container};
-use bulkhead_tests::{Lab, LabError, Node, Pod};
+use bulkhead_tests::{Lab, LabError, Node, Pod, wait};
 use serde_json::json;
 
 /// Refused: a non-zero exit and one JSON error on stdout with one of these codes.
@@ -183,11 +186,16 @@ fn del_check_gc(node: &Node, stays: &Pod) -> Result<(), LabError> {
     refused("ADD", &node.cni().call_for("ADD", &unknown).run()?, &[11])?;
     refused("STATUS", &status.run()?, &[50])?;
     node.cni().call_for("DEL", &listed).run()?.ok("DEL without an agent")?;
+    println!("another plugin was killed while it wrote, long ago");
+    let half_written = node.cni().spool.join(".c1@eth0.7");
+    let old = SystemTime::now() - Duration::from_mins(2);
+    File::create(&half_written).and_then(|file| file.set_modified(old)).tried(|| "write into the spool".into())?;
     drop(netns);
     node.start_agent()?;
-    bulkhead_tests::wait::until_or("the spooled DEL", std::time::Duration::from_secs(5), || {
+    wait::until_or("the spooled DEL", Duration::from_secs(5), || {
         let pods = node.pods().map_err(|error| error.to_string())?;
-        if pods.len() == 1 { Ok(()) } else { Err(format!("{pods:?}")) }
+        let left = half_written.exists();
+        if pods.len() == 1 && !left { Ok(()) } else { Err(format!("{pods:?}, half-written file: {left}")) }
     })
 }
 
@@ -215,4 +223,82 @@ fn a_full_pool_is_told_and_becomes_free_again() -> Result<(), LabError> {
     }
     let pod = lab.pod(0, "a", "again")?;
     expect_reaches(pod.endpoint(), node.host())
+}
+
+/// Calls that the agent is serving: it has a thread for each.
+fn calls_of(node: &Node) -> usize {
+    let tasks = format!("/proc/{}/task", node.agent_pid().unwrap_or_default());
+    let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+    tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "call\n")).count()
+}
+
+#[test]
+fn adds_that_wait_for_their_namespace_hold_nobody_up() -> Result<(), LabError> {
+    const WAITING: usize = 140;
+    const QUICK: Duration = Duration::from_secs(3);
+    let lab = Lab::builder().nodes(1).start()?;
+    lab.create_tenants(&["a"])?;
+    let node = lab.node(0);
+    let pod = lab.pod(0, "a", "old")?;
+    let early = (0..WAITING).map(|number| node.sandbox("late", &format!("p{number}"), "eth0"));
+    let early = early.collect::<Result<Vec<_>, _>>()?;
+    thread::scope(|scope| {
+        let (answers, outcome) = std::sync::mpsc::channel();
+        for (_, container) in &early {
+            let (call, answers) = (node.cni().call_for("ADD", container), answers.clone());
+            scope.spawn(move || drop(answers.send((container.pod.clone(), call.run()))));
+        }
+        drop(answers);
+        println!("{WAITING} ADDs wait");
+        wait::until_or("all of them waiting", QUICK, || match calls_of(node) {
+            WAITING => Ok(()),
+            other => Err(format!("{other} calls")),
+        })?;
+        let begin = Instant::now();
+        node.cni().call_for("DEL", &early[0].1).run()?.ok("DEL of one that waits")?;
+        let (name, overtaken) = outcome.recv_timeout(QUICK).map_err(|_| LabError::Broken("its ADD waits on".into()))?;
+        promised(name == "p0", || format!("{name} was answered"))?;
+        refused("the ADD that a DEL overtook", &overtaken?, &[11])?;
+        pod.delete()?;
+        lab.pod(0, "a", "new")?.check()?;
+        promised(begin.elapsed() < QUICK, || format!("other calls took {:?}", begin.elapsed()))?;
+        println!("their namespace comes");
+        lab.create_tenants(&["late"])?;
+        for (name, answer) in outcome {
+            answer?.ok(&format!("ADD of {name}"))?;
+        }
+        let pods = node.pods()?.iter().filter(|pod| pod.namespace == "late").count();
+        promised(pods == WAITING - 1, || format!("{pods} pods"))
+    })
+}
+
+#[test]
+fn a_node_that_is_not_up_is_unavailable() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).bare().start()?;
+    let node = lab.node(0);
+    node.launch_agent()?;
+    wait::until_or("the agent answering", Duration::from_secs(10), || {
+        node.status().map(drop).map_err(|e| e.to_string())
+    })?;
+    let mut status = node.cni().call("STATUS");
+    status.with("cniVersion", "1.1.0".into());
+    refused("STATUS", &status.run()?, &[50])?;
+    println!("with pods of an earlier agent");
+    node.netns().ip("link add bh00000001 group 25195 type veth")?;
+    refused("STATUS", &status.run()?, &[51])?;
+    let (_netns, container) = node.sandbox("a", "p", "eth0")?;
+    refused("ADD", &node.cni().call_for("ADD", &container).run()?, &[11])
+}
+
+#[test]
+fn a_del_in_the_spool_of_a_running_agent_is_carried_out_at_its_resync() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).agent_flag("--resync", "1").start()?;
+    lab.create_tenants(&["a"])?;
+    let pod = lab.pod(0, "a", "p")?;
+    let mut del = pod.call("DEL");
+    del.with("socket", "/nowhere/at/all.sock".into()).run()?.ok("DEL past the agent")?;
+    wait::until_or("the DEL", Duration::from_secs(5), || {
+        let pods = lab.node(0).pods().map_err(|error| error.to_string())?;
+        if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
+    })
 }

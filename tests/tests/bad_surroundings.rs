@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
+use bulkhead_tests::cluster::ROOT;
 use bulkhead_tests::error::promised;
 use bulkhead_tests::process::Process;
 use bulkhead_tests::wait;
@@ -120,7 +121,24 @@ fn an_agent_says_what_is_wrong_around_it() -> Result<(), LabError> {
     let pod = lab.pod(0, "a", "p")?;
     bulkhead_tests::probe::expect_reaches(pod.endpoint(), node.host())?;
     a_stranger_on_the_socket(node)?;
+    another_machines_address(&lab)?;
     pod.check()
+}
+
+fn another_machines_address(lab: &Lab) -> Result<(), LabError> {
+    println!("two machines with one address: the second takes no pods");
+    let (first, second) = (lab.node(0), lab.node(1));
+    second.netns().ip(&format!("address add {}/32 dev lo", first.address()))?;
+    let command = replaced(&second.agent_command()?, "--node-ip", &first.address().to_string());
+    let registered = format!("registered by the node {}", first.name());
+    complains(second, "another machine's address", command, &[&registered])?;
+    second.netns().ip(&format!("address del {}/32 dev lo", first.address()))?;
+    let entry = lab.etcd().get_json(&format!("{ROOT}/bulkhead/ledger/nodes/{}", first.address()))?;
+    promised(entry["host"] == first.name(), || format!("the first machine's place: {entry}"))?;
+    println!("with its own, it does");
+    second.start_agent()?;
+    let pod = lab.pod(1, "a", "p")?;
+    bulkhead_tests::probe::expect_reaches(pod.endpoint(), first.host())
 }
 
 fn command_again(node: &Node) -> Result<Command, LabError> {

@@ -104,6 +104,33 @@ fn a_restore_that_no_controller_saw_is_held_off_until_bulkhead_restore() -> Resu
 }
 
 #[test]
+fn a_controller_restarted_with_etcd_knows_what_it_saw_before() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(2).start()?;
+    lab.create_tenants(&["a"])?;
+    let pods = [lab.pod(0, "a", "1")?, lab.pod(1, "a", "2")?];
+    let flows = Undisturbed::start(&[(pods[0].endpoint(), pods[1].endpoint())])?;
+    let snapshot = lab.id().dir().join("snapshot");
+    lab.etcd().save_snapshot(&snapshot)?;
+    // Enough to be well past the snapshot when the controller looks at it again.
+    for number in 0..20 {
+        lab.create_tenants(&[&format!("late{number}")])?;
+    }
+    wait::until("the controller's memory on disk", CAUGHT_UP, || {
+        let folder = lab.id().dir().join("controller0.state");
+        let files = std::fs::read_dir(folder).ok()?.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
+        files.filter_map(|text| serde_json::from_str::<serde_json::Value>(&text).ok()).find(|kept| kept["epoch"] == 1)
+    })?;
+    lab.controllers().kill(0)?;
+    lab.etcd().restore_snapshot(&snapshot)?;
+    lab.controllers().start(0)?;
+    wait::until_or("every agent on the raised epoch", CAUGHT_UP, || {
+        let epochs = epochs(&lab);
+        if epochs.iter().all(|epoch| *epoch == 2) { Ok(()) } else { Err(format!("{epochs:?}")) }
+    })?;
+    flows.expect("etcd restored with its controller")
+}
+
+#[test]
 fn a_ledger_deleted_by_hand_is_put_back_and_no_connection_notices() -> Result<(), LabError> {
     let lab = Lab::builder().nodes(2).start()?;
     lab.create_tenants(&["a", "b", "kube-system"])?;
@@ -113,11 +140,14 @@ fn a_ledger_deleted_by_hand_is_put_back_and_no_connection_notices() -> Result<()
     await_reaches(a1, b1, Proto::Tcp, CAUGHT_UP)?;
     let before = ["a", "b", "kube-system"].map(|namespace| numbers(&lab, namespace).ok());
     let flows = Undisturbed::start(&[(a1, b1), (b1, dns), (dns, a1)])?;
-    lab.etcd().ctl(&["del", "--prefix", &format!("{ROOT}/bulkhead/ledger/")])?;
-    wait::until("the ledger as it was", CAUGHT_UP, || {
-        let now = ["a", "b", "kube-system"].map(|namespace| numbers(&lab, namespace).ok());
-        (now == before).then_some(())
-    })?;
+    for (what, prefix) in [("the ledger", "bulkhead/ledger/"), ("all of the controller's keys", "bulkhead/")] {
+        println!("{what} deleted");
+        lab.etcd().ctl(&["del", "--prefix", &format!("{ROOT}/{prefix}")])?;
+        wait::until_or("the ledger as it was", CAUGHT_UP, || {
+            let now = ["a", "b", "kube-system"].map(|namespace| numbers(&lab, namespace).ok());
+            if now == before { Ok(()) } else { Err(format!("{now:?}, was {before:?}")) }
+        })?;
+    }
     lab.create_tenants(&["c"])?;
     lab.settle()?;
     let c1 = lab.pod(0, "c", "1")?;

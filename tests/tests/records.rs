@@ -131,3 +131,76 @@ fn a_k8s_ovs_cluster_is_taken_over_as_it_is() -> Result<(), LabError> {
     lab.etcd().put(&netnamespace_key("b"), r#"{"NetName":"b","NetID":11,"Action":"join","Namespace":"a"}"#)?;
     await_reaches(&endpoints[1], &endpoints[0], Proto::Tcp, SOON).map(drop)
 }
+
+/// Waits until every agent shows a problem with this text in it, or none at all if it is empty.
+fn everyone_says(lab: &Lab, text: &str) -> Result<(), LabError> {
+    wait::until_or(&format!("every agent saying {text:?}"), SOON, || {
+        for node in lab.nodes() {
+            let problems = node.status().map_err(|error| error.to_string())?.problems;
+            let right = if text.is_empty() { problems.is_empty() } else { problems.iter().any(|p| p.contains(text)) };
+            if !right {
+                return Err(format!("{}: {problems:?}", node.name()));
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_network_changed_under_nodes_is_said_by_everyone_and_not_followed() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(2).start()?;
+    lab.create_tenants(&["a"])?;
+    let (here, there) = (lab.pod(0, "a", "1")?, lab.pod(1, "a", "1")?);
+    let config = lab.etcd().get(CONFIG)?.unwrap_or_default();
+    everyone_says(&lab, "")?;
+    let before = lab.etcd().get_json(&format!("{ROOT}/bulkhead/ledger/cluster"))?;
+    for (wrong, said) in [
+        (config.replace("10.77.0.0", "10.78.0.0"), "10.78.0.0/16"),
+        (config.replace(r#""HostSubnetLength":8"#, r#""HostSubnetLength":9"#), "HostSubnetLength 9"),
+        ("{".to_owned(), "not valid"),
+    ] {
+        promised(wrong != config, || format!("nothing was changed in {config}"))?;
+        lab.etcd().put(CONFIG, &wrong)?;
+        everyone_says(&lab, said)?;
+        let now = lab.etcd().get_json(&format!("{ROOT}/bulkhead/ledger/cluster"))?;
+        promised(now == before, || format!("before {before}, now {now}"))?;
+    }
+    lab.etcd().delete(CONFIG)?;
+    everyone_says(&lab, "is gone")?;
+    println!("pods are attached and reached as ever, by agents that start meanwhile, too");
+    lab.node(0).restart_agent()?;
+    everyone_says(&lab, "is gone")?;
+    let late = lab.pod(0, "a", "late")?;
+    for pod in [&here, &late] {
+        await_reaches(pod.endpoint(), there.endpoint(), Proto::Tcp, SOON)?;
+    }
+    promised(late.address().octets()[..2] == [10, 77], || format!("a new pod at {}", late.address()))?;
+    lab.etcd().put(CONFIG, &config)?;
+    everyone_says(&lab, "")
+}
+
+#[test]
+fn a_node_that_is_removed_while_its_agent_runs_stays_removed() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(2).start()?;
+    let node = lab.node(1);
+    let entry = format!("{ROOT}/bulkhead/ledger/nodes/{}", node.address());
+    lab.bulkhead(&format!("node remove {}", node.address()))?;
+    let says_so = || {
+        wait::until_or("the node saying that it was removed", SOON, || {
+            let problems = node.status().map_err(|error| error.to_string())?.problems;
+            let said = problems.iter().any(|problem| problem.contains("was removed from the cluster"));
+            if said { Ok(()) } else { Err(format!("{problems:?}")) }
+        })
+    };
+    says_so()?;
+    println!("whatever happens to etcd");
+    lab.etcd().stop_all()?;
+    lab.etcd().start_all()?;
+    lab.create_tenants(&["a"])?;
+    lab.settle()?;
+    says_so()?;
+    promised(lab.etcd().get(&entry)?.is_none(), || "it registered itself again".into())?;
+    println!("until its agent is restarted");
+    node.restart_agent()?;
+    lab.pod(1, "a", "p").map(drop)
+}

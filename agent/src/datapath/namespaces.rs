@@ -8,12 +8,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData};
+use bulkhead_core::Namespace;
 
 use super::abi::{NETID_NONE, NS_FIRST, NS_MAX, NS_NODE, NS_UNKNOWN, NamespaceValue, Origin, StateValue};
 use super::{DatapathError, map_error, removed};
 
 /// How long a freed index is not given to another VNI: far longer than any packet stays in a node's stack.
 const REST: Duration = Duration::from_mins(5);
+
+/// The VNI of pods whose own has become another namespace's: reserved, so that no node takes it for a namespace's.
+pub const ORPHANS: u32 = 1;
 
 /// The network of a VNI, as the programs judge it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +47,13 @@ pub struct Namespaces {
     next: u32,
     bank: u32,
     origin: Origin,
+    as_adopted: bool,
     /// Indices that pods' entries mention: see [`Namespaces::hold`].
     held: BTreeSet<u32>,
     /// VNIs that the intent no longer has: out of every network by the next bank, forgotten by [`Namespaces::settle`].
     leaving: Vec<u32>,
+    /// Whose each VNI is.
+    owners: BTreeMap<u32, Namespace>,
 }
 
 impl Namespaces {
@@ -65,8 +72,10 @@ impl Namespaces {
             next: NS_FIRST,
             bank: state.bank,
             origin: state.origin,
+            as_adopted: true,
             held: BTreeSet::new(),
             leaving: Vec::new(),
+            owners: BTreeMap::new(),
         };
         for entry in &adopted.by_vni {
             let (vni, index) = entry.map_err(map_error("vnis", "read"))?;
@@ -105,6 +114,11 @@ impl Namespaces {
         self.origin = origin;
     }
 
+    /// Whether they are as an earlier agent left them: no intent was written into them since.
+    pub const fn are_as_adopted(&self) -> bool {
+        self.as_adopted
+    }
+
     /// Tells which indices pods' entries mention: each stays with its VNI, and none is given to another. A pod whose record is
     /// lost acts by its index alone.
     pub fn hold(&mut self, mentioned: BTreeSet<u32>) {
@@ -114,6 +128,23 @@ impl Namespaces {
     /// The index of a VNI, if it has one.
     pub fn index(&self, vni: u32) -> Option<u32> {
         self.indices.get(&vni).copied()
+    }
+
+    /// The index under which a pod of `namespace` acts that got `vni` at its birth. One whose VNI is another namespace's now
+    /// (the ledger was lost and made anew) is nobody's: it reaches `NetID` 0 only, and its VNI is [`ORPHANS`].
+    pub fn index_of(&self, namespace: &Namespace, vni: u32) -> u32 {
+        let own = self.owners.get(&vni).is_none_or(|owner| owner == namespace);
+        self.index(if own { vni } else { ORPHANS }).unwrap_or(NS_UNKNOWN)
+    }
+
+    /// Whether `vni` has an index and is known as `namespace`'s.
+    pub fn is_known(&self, namespace: &Namespace, vni: u32) -> bool {
+        self.index(vni).is_some() && self.owners.get(&vni) == Some(namespace)
+    }
+
+    /// Says whose each VNI is from now on.
+    pub fn set_owners(&mut self, owners: BTreeMap<u32, Namespace>) {
+        self.owners = owners;
     }
 
     /// The VNIs that have an index, the nodes' own aside.
@@ -143,7 +174,7 @@ impl Namespaces {
     /// Writes the whole of `intent` (VNI to network) into the idle bank and returns the bank to switch to, or none if
     /// nothing changed. `unknown` is what a VNI outside the intent counts as. New VNIs get their index here, with the
     /// network in both banks, before anything can carry it. VNIs of `keep`, and those whose index is held, keep it though the
-    /// intent lacks them.
+    /// intent lacks them, and count as `unknown`.
     pub fn prepare(
         &mut self,
         intent: &BTreeMap<u32, Network>,
@@ -151,6 +182,7 @@ impl Namespaces {
         node: Network,
         keep: &BTreeSet<u32>,
     ) -> Result<Option<u32>, DatapathError> {
+        self.as_adopted = false;
         let gone = |vni: &u32| !intent.contains_key(vni);
         let kept: BTreeSet<u32> = self.vnis().chain(keep.iter().copied()).filter(gone).collect();
         let is_held =

@@ -40,6 +40,8 @@ struct Stored {
     name: Option<ClusterName>,
     cluster_id: u64,
     revision: i64,
+    #[serde(default)]
+    must_exceed: Option<u64>,
     cluster: Option<ClusterEntry>,
     nodes: BTreeMap<IpAddr, NodeEntry>,
     namespaces: BTreeMap<Namespace, Tenant>,
@@ -71,6 +73,7 @@ impl Cache {
             name: stored.name,
             cluster_id: stored.cluster_id,
             revision: stored.revision,
+            must_exceed: stored.must_exceed,
             cluster: stored.cluster,
             nodes: stored.nodes,
             namespaces: stored.namespaces,
@@ -85,7 +88,7 @@ impl Cache {
         let (mut seen, mut saved) = (0, None);
         loop {
             seen = shared.wait_past(seen, Instant::now() + Duration::from_mins(1));
-            let state = shared.read(|intent, _| (intent.cluster_id, intent.revision));
+            let state = shared.read(|intent, _| (intent.cluster_id, intent.revision, intent.must_exceed));
             if saved != Some(state) && state.1 > 0 {
                 match self.save(&shared.read(|intent, _| intent.clone())) {
                     Ok(()) => saved = Some(state),
@@ -104,6 +107,7 @@ impl Cache {
             name: intent.name.clone(),
             cluster_id: intent.cluster_id,
             revision: intent.revision,
+            must_exceed: intent.must_exceed,
             cluster: intent.cluster.clone(),
             nodes: intent.nodes.clone(),
             namespaces: intent.namespaces.clone(),

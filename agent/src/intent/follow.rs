@@ -1,22 +1,21 @@
 //! Follows the ledger: list and watch into the shared intent, for as long as the agent lives.
 //!
 //! It may assume nothing of etcd. While etcd cannot be read the last state stays; a state that etcd cannot have reached
-//! from the last one (another cluster, a lower revision or epoch) is held off until the leader has raised the epoch.
+//! from the last one is held off (see `hold`). It promises that a transaction is applied whole, and none before an older one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bulkhead_core::network::NodeSubnets;
-use bulkhead_core::record::{ConfigRecord, Record, SubnetRecord};
-use bulkhead_core::{ClusterConfig, ClusterName, Keys, NodeName};
-use bulkhead_store::{Change, Compare, Discontinuity, Snapshot, Store, StoreError, Txn, Update};
+use bulkhead_core::{ClusterName, Keys, NodeName};
+use bulkhead_store::{Change, Changes, Discontinuity, Snapshot, Store, StoreError, Update};
 use thiserror::Error;
 
+use super::config::{self, Beside, Said};
+use super::hold::{self, Hold};
+use super::register::Registration;
+use super::retry::Retry;
 use super::{Intent, Shared};
-
-/// How soon a machine asks again for its subnet after etcd did not take its record.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why following ended.
 #[derive(Debug, Error)]
@@ -54,52 +53,48 @@ impl Follower {
             None => self.cluster_name().await?,
         };
         let keys = Keys::new(&self.prefix, &name)?;
-        let prefix = keys.ledger();
+        let mut beside = Beside::new(keys.config(), name.clone());
         self.shared.update(|intent| intent.name = Some(name));
-        let mut watch = self.store.watch(&prefix);
-        let mut asked = true;
-        // What this node has, or had: after a restore of etcd from an older state it asks for the same again.
-        let mut own = None;
+        let (mut watch, mut configs) = (self.store.watch(&keys.ledger()), self.store.watch(&keys.config()));
+        let mut registration = Registration::new(&self, &keys);
+        let mut list = Retry::default();
         loop {
-            own = self.shared.read(|intent, _| intent.nodes.get(&self.node_ip).map(|node| node.subnets)).or(own);
-            let update = if asked {
-                watch.next().await
-            } else if let Ok(update) = tokio::time::timeout(ASK_AGAIN, watch.next()).await {
-                update
-            } else {
-                asked = self.ask_for_subnet(&keys, own).await;
-                continue;
+            let followed = tokio::select! {
+                update = watch.next() => match update.ok_or(FollowError::Ended)? {
+                    Update::Snapshot(snapshot) => {
+                        list.done();
+                        self.take_snapshot(&keys, &snapshot)
+                    }
+                    Update::Changes(changes) => self.take_changes(&keys, &changes, &mut list),
+                    Update::Unreachable { error, .. } => {
+                        self.lost(&error);
+                        None
+                    }
+                },
+                update = configs.next() => {
+                    beside.take(&update.ok_or(FollowError::Ended)?);
+                    None
+                }
+                () = list.wait() => match self.store.list(&keys.ledger()).await {
+                    Ok(snapshot) => {
+                        list.done();
+                        self.take_snapshot(&keys, &snapshot)
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the ledger cannot be listed; trying again");
+                        list.failed();
+                        None
+                    }
+                },
+                () = registration.wait() => {
+                    registration.ask().await;
+                    None
+                }
             };
-            match update.ok_or(FollowError::Ended)? {
-                Update::Snapshot(snapshot) => {
-                    self.take_snapshot(&prefix, &snapshot);
-                    asked = self.ask_for_subnet(&keys, own).await;
-                }
-                Update::Changes(changes) => {
-                    self.heard();
-                    let emptied = changes.changes.iter().any(|change| match change {
-                        Change::Delete { key } => *key == keys.ledger_cluster(),
-                        Change::Put(_) => false,
-                    });
-                    if emptied {
-                        // Nobody but a person deletes it, perhaps with all the rest: judged as a list without it is.
-                        let reason =
-                            hold_reason(None, self.shared.read(|intent, _| intent.epoch()), &Intent::default());
-                        self.shared.connection(|connection| connection.held = reason);
-                    }
-                    if self.shared.read(|_, connection| connection.held.is_some()) {
-                        // Held off: only a whole list under a raised epoch is believed again.
-                        let listed = self.store.list(&prefix).await;
-                        if let Ok(snapshot) = listed {
-                            self.take_snapshot(&prefix, &snapshot);
-                            asked = self.ask_for_subnet(&keys, own).await;
-                        }
-                    } else {
-                        self.shared.update(|intent| intent.apply(&prefix, &changes));
-                    }
-                }
-                Update::Unreachable { error, .. } => self.lost(&error),
+            if let Some(Followed { released }) = followed {
+                registration.followed(released);
             }
+            self.compare(&beside);
         }
     }
 
@@ -108,25 +103,19 @@ impl Follower {
         let key = bulkhead_core::keys::config(bulkhead_core::keys::check_prefix(&self.prefix)?);
         let mut watch = self.store.watch(&key);
         loop {
-            let value = match watch.next().await.ok_or(FollowError::Ended)? {
-                Update::Snapshot(snapshot) => snapshot.get(&key).map(|entry| entry.value.clone()),
-                Update::Changes(changes) => changes.changes.into_iter().find_map(|change| match change {
-                    Change::Put(entry) if entry.key == key => Some(entry.value),
-                    _ => None,
-                }),
-                Update::Unreachable { error, .. } => {
-                    self.lost(&error);
-                    continue;
-                }
-            };
+            let update = watch.next().await.ok_or(FollowError::Ended)?;
+            if let Update::Unreachable { error, .. } = &update {
+                self.lost(error);
+                continue;
+            }
             self.heard();
-            let problem = match value.as_deref().map(ConfigRecord::parse) {
-                Some(Ok(record)) => match ClusterConfig::try_from(&record) {
+            let problem = match Said::of(&update, &key) {
+                Said::Value(value) => match config::parse(&key, &value) {
                     Ok(config) => return Ok(config.name().clone()),
-                    Err(error) => format!("the cluster's config {key} is not valid: {error}"),
+                    Err(problem) => problem,
                 },
-                Some(Err(error)) => format!("the cluster's config {key} is not valid: {error}"),
-                None => format!("there is no cluster config at {key}; make one with `bulkhead config init`"),
+                Said::Absent => format!("there is no cluster config at {key}; make one with `bulkhead config init`"),
+                Said::Nothing => continue,
             };
             tracing::warn!("{problem}");
             self.shared.connection(|connection| connection.problem = Some(problem));
@@ -150,198 +139,75 @@ impl Follower {
         });
     }
 
-    fn take_snapshot(&self, prefix: &str, snapshot: &Snapshot) {
+    /// Says what of the config is not in force.
+    fn compare(&self, beside: &Beside) {
+        let problem = self.shared.read(|intent, _| beside.problem(intent.cluster.as_ref()));
+        let said = self.shared.read(|_, connection| connection.config.clone());
+        if problem != said {
+            if let Some(problem) = &problem {
+                tracing::warn!("{problem}");
+            }
+            self.shared.connection(|connection| connection.config = problem);
+        }
+    }
+
+    fn take_snapshot(&self, keys: &Keys, snapshot: &Snapshot) -> Option<Followed> {
         self.heard();
-        let (cluster_id, revision, epoch) =
-            self.shared.read(|intent, _| (intent.cluster_id, intent.revision, intent.epoch()));
         let mut fresh = self.shared.read(|intent, _| intent.clone());
-        fresh.replace(prefix, snapshot);
-        let break_ = if cluster_id == 0 { None } else { snapshot.discontinuity_since(cluster_id, revision) };
-        if let Some(reason) = hold_reason(break_, epoch, &fresh) {
+        let since = (fresh.cluster_id != 0).then(|| snapshot.discontinuity_since(fresh.cluster_id, fresh.revision));
+        fresh.replace(&keys.ledger(), snapshot);
+        // The watch knows later revisions than a state that is held off leaves behind.
+        self.take(fresh, since.flatten().or(snapshot.discontinuity))
+    }
+
+    /// Applies a transaction. While a state is held off, only a whole list is believed again, which `list` is to bring when
+    /// the cluster's entry changes: everything that ends a hold changes it, last of all.
+    fn take_changes(&self, keys: &Keys, changes: &Changes, list: &mut Retry) -> Option<Followed> {
+        self.heard();
+        let of_cluster = changes.changes.iter().map(Change::key).any(|key| key == keys.ledger_cluster());
+        let (held, revision) = self.shared.read(|intent, connection| (connection.held.is_some(), intent.revision));
+        if held {
+            if of_cluster {
+                list.want();
+            }
+            return None;
+        }
+        if changes.revision <= revision {
+            // Already in a list of our own.
+            return None;
+        }
+        if of_cluster {
+            let mut fresh = self.shared.read(|intent, _| intent.clone());
+            fresh.apply(&keys.ledger(), changes);
+            return self.take(fresh, None);
+        }
+        self.shared.update(|intent| intent.apply(&keys.ledger(), changes));
+        Some(Followed { released: false })
+    }
+
+    /// Follows a state, or holds it off.
+    fn take(&self, fresh: Intent, discontinuity: Option<Discontinuity>) -> Option<Followed> {
+        let (hold, seen) = self.shared.read(|seen, _| (hold::judge(seen, discontinuity, &fresh), seen.must_exceed));
+        let Some(Hold { must_exceed, reason }) = hold else {
+            let mut released = discontinuity.is_some() || seen.is_some();
+            self.shared.connection(|connection| released |= connection.held.take().is_some());
+            self.shared.update(|intent| *intent = fresh);
+            return Some(Followed { released });
+        };
+        if self.shared.read(|_, connection| connection.held.as_ref() != Some(&reason)) {
             tracing::error!("{reason}");
             self.shared.connection(|connection| connection.held = Some(reason));
-            return;
         }
-        self.shared.connection(|connection| connection.held = None);
-        self.shared.update(|intent| *intent = fresh);
-    }
-
-    /// Writes the record by which a machine asks for its subnet, if the ledger has none for it. False: to be tried again.
-    async fn ask_for_subnet(&self, keys: &Keys, own: Option<NodeSubnets>) -> bool {
-        if !self.register || self.shared.read(|intent, _| intent.nodes.contains_key(&self.node_ip)) {
-            return true;
+        if must_exceed != seen {
+            // Wakes whoever saves it: the next agent holds as well.
+            self.shared.update(|intent| intent.must_exceed = must_exceed);
         }
-        let key = keys.subnet(self.node_ip);
-        let mut record = SubnetRecord::asking(self.node.as_str(), self.node_ip);
-        let named: Vec<String> = own.iter().flat_map(NodeSubnets::iter).map(|subnet| subnet.to_string()).collect();
-        record.subnet = named.join(",");
-        let txn = Txn::new().when(Compare::absent(&key)).put(&key, record.to_json());
-        match self.store.commit(txn).await {
-            Ok(outcome) if outcome.done().is_some() => tracing::info!(key, "asked for a subnet"),
-            Ok(_) => tracing::info!(key, "this node's record is there already; waiting for the leader"),
-            Err(error) => {
-                tracing::warn!(key, %error, "could not ask for a subnet; trying again");
-                return false;
-            }
-        }
-        true
+        None
     }
 }
 
-/// Why a listed state is not followed; none if it is.
-fn hold_reason(discontinuity: Option<Discontinuity>, epoch: u64, fresh: &Intent) -> Option<String> {
-    let what = match discontinuity {
-        _ if fresh.epoch() > epoch => return None,
-        Some(Discontinuity::ClusterChanged { .. }) => "another etcd cluster answers",
-        Some(Discontinuity::RevisionWentBack { .. }) => "etcd went back to an older revision",
-        None if fresh.epoch() < epoch => "the ledger's epoch went back",
-        None => return None,
-    };
-    Some(format!(
-        "{what} (ledger epoch {}, seen {epoch}): this node keeps its last state until the controller has raised the \
-         epoch; if etcd was emptied on purpose, stop the agent, remove its --state-dir and start it again",
-        fresh.epoch()
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use bulkhead_store::{Entry, Twin, WriteFault};
-
-    use super::*;
-
-    const CLUSTER: &str =
-        r#"{"epoch":1,"network":["10.77.0.0/16"],"hostSubnetLength":8,"serviceNetwork":[],"mode":"multitenant"}"#;
-
-    fn follower(store: Store) -> (Follower, Arc<Shared>) {
-        let shared = Arc::new(Shared::default());
-        let follower = Follower {
-            store,
-            prefix: "/p".into(),
-            node_ip: "10.0.0.1".parse().unwrap(),
-            node: NodeName::new("n1").unwrap(),
-            register: true,
-            shared: Arc::clone(&shared),
-        };
-        (follower, shared)
-    }
-
-    async fn eventually(mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !condition() {
-            assert!(Instant::now() < deadline, "the condition never came true");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_node_waits_for_the_config_asks_for_its_subnet_and_follows_the_ledger() {
-        let twin = Twin::new();
-        let store = twin.store();
-        let (follower, shared) = follower(twin.store());
-        tokio::spawn(follower.run());
-        eventually(|| shared.read(|_, c| c.problem.as_deref().is_some_and(|p| p.contains("config init")))).await;
-        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
-        store.commit(Txn::new().put("/p/config", config)).await.unwrap().done().unwrap();
-        eventually(|| shared.read(|intent, _| intent.name.is_some())).await;
-        let record = loop {
-            if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
-                break SubnetRecord::parse(&value).unwrap();
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        assert!(record.assign && record.host == "n1");
-        let txn = Txn::new()
-            .put("/p/c/bulkhead/ledger/cluster", CLUSTER)
-            .put("/p/c/bulkhead/ledger/namespaces/a", r#"{"vni":10,"netId":10}"#);
-        store.commit(txn).await.unwrap().done().unwrap();
-        eventually(|| shared.read(|intent, _| intent.namespaces.len() == 1 && intent.epoch() == 1)).await;
-    }
-
-    #[tokio::test]
-    async fn a_write_that_etcd_did_not_take_is_tried_again() {
-        let twin = Twin::new();
-        let store = twin.store();
-        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
-        store.commit(Txn::new().put("/p/config", config)).await.unwrap().done().unwrap();
-        let faulty = twin.store();
-        let faults = faulty.faults().unwrap();
-        faults.fail_writes(WriteFault::Unreachable);
-        let (follower, shared) = follower(faulty);
-        tokio::spawn(follower.run());
-        eventually(|| shared.read(|intent, _| intent.revision > 0)).await;
-        // The watch goes on: no list will come by itself.
-        faults.fail_writes(WriteFault::None);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while store.get("/p/c/subnets/10.0.0.1").await.unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it never asked again");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_ledger_that_somebody_deletes_stays_in_force() {
-        let twin = Twin::new();
-        let store = twin.store();
-        let (cluster, tenant) = ("/p/c/bulkhead/ledger/cluster", "/p/c/bulkhead/ledger/namespaces/a");
-        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
-        let entry = r#"{"vni":10,"netId":10}"#;
-        let txn = Txn::new().put("/p/config", config).put(cluster, CLUSTER).put(tenant, entry);
-        store.commit(txn).await.unwrap().done().unwrap();
-        let (follower, shared) = follower(twin.store());
-        tokio::spawn(follower.run());
-        eventually(|| shared.read(|intent, _| intent.namespaces.len() == 1)).await;
-        store.commit(Txn::new().delete(tenant).delete(cluster)).await.unwrap().done().unwrap();
-        eventually(|| shared.read(|_, connection| connection.held.is_some())).await;
-        shared.read(|intent, _| assert_eq!((intent.namespaces.len(), intent.epoch()), (1, 1)));
-        // Put back, it is followed again.
-        let txn = Txn::new().put(cluster, CLUSTER).put(tenant, r#"{"vni":10,"netId":0}"#);
-        store.commit(txn).await.unwrap().done().unwrap();
-        eventually(|| {
-            shared.read(|intent, c| c.held.is_none() && intent.namespaces.values().all(|t| t.net_id.is_global()))
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn after_a_restore_a_node_asks_for_the_subnet_it_had() {
-        let twin = Twin::new();
-        let store = twin.store();
-        let (follower, shared) = follower(twin.store());
-        let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
-        let txn = Txn::new().put("/p/config", config).put("/p/c/bulkhead/ledger/cluster", CLUSTER);
-        store.commit(txn).await.unwrap().done().unwrap();
-        let before = twin.checkpoint();
-        let entry = r#"{"host":"n1","addresses":["10.0.0.1"],"subnets":["10.77.5.0/24"]}"#;
-        store.commit(Txn::new().put("/p/c/bulkhead/ledger/nodes/10.0.0.1", entry)).await.unwrap().done().unwrap();
-        tokio::spawn(follower.run());
-        eventually(|| shared.read(|intent, _| intent.nodes.len() == 1)).await;
-        twin.restore(&before);
-        eventually(|| shared.read(|_, connection| connection.held.is_some())).await;
-        assert_eq!(shared.read(|intent, _| intent.nodes.len()), 1, "the last state stays");
-        let raised = CLUSTER.replace("\"epoch\":1", "\"epoch\":2");
-        store.commit(Txn::new().put("/p/c/bulkhead/ledger/cluster", raised)).await.unwrap().done().unwrap();
-        let record = loop {
-            if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
-                break SubnetRecord::parse(&value).unwrap();
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        assert_eq!((record.subnet.as_str(), record.assign), ("10.77.5.0/24", true));
-    }
-
-    #[test]
-    fn a_restored_etcd_is_held_off_until_the_epoch_rises() {
-        let fresh = |epoch: u64| Intent {
-            cluster: serde_json::from_str(&CLUSTER.replace("\"epoch\":1", &format!("\"epoch\":{epoch}"))).ok(),
-            ..Intent::default()
-        };
-        let back = Some(Discontinuity::RevisionWentBack { seen: 9, now: 5 });
-        assert!(hold_reason(back, 1, &fresh(1)).is_some());
-        assert!(hold_reason(back, 1, &fresh(2)).is_none());
-        assert!(hold_reason(None, 2, &fresh(1)).is_some());
-        assert!(hold_reason(None, 1, &Intent::default()).is_some(), "an emptied etcd");
-        assert!(hold_reason(None, 1, &fresh(1)).is_none());
-        assert!(hold_reason(None, 0, &Intent::default()).is_none());
-    }
+/// A state is followed.
+struct Followed {
+    /// Whether etcd's restore, or the ledger's deletion, may lie between it and the last one.
+    released: bool,
 }

@@ -3,7 +3,13 @@
 //! The follower writes, the reconciler and CNI calls read; whoever waits for something waits on the one condition here.
 
 mod cache;
+mod config;
 mod follow;
+#[cfg(test)]
+mod follow_tests;
+mod hold;
+mod register;
+mod retry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +32,8 @@ pub struct Intent {
     pub cluster_id: u64,
     /// The revision that it is of.
     pub revision: i64,
+    /// The epoch that the ledger's must exceed before anything of it is followed again: etcd was restored or replaced.
+    pub must_exceed: Option<u64>,
     /// Networks, mode and epoch.
     pub cluster: Option<ClusterEntry>,
     /// All nodes, by their tunnel's address.
@@ -122,6 +130,17 @@ pub struct Connection {
     pub problem: Option<String>,
     /// Why a state that etcd shows is not followed.
     pub held: Option<String>,
+    /// What of the cluster's config is not in force.
+    pub config: Option<String>,
+    /// That this machine is a node no more.
+    pub removed: Option<String>,
+}
+
+impl Connection {
+    /// All that is wrong.
+    pub fn problems(&self) -> impl Iterator<Item = &String> {
+        [&self.problem, &self.held, &self.config, &self.removed].into_iter().flatten()
+    }
 }
 
 #[derive(Debug, Default)]

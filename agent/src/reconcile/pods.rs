@@ -7,7 +7,7 @@ use bulkhead_core::attachment::AttachmentId;
 
 use super::StartError;
 use crate::datapath::abi::Port;
-use crate::kernel::{KernelError, Link, MAIN_TABLE, Netlink, Op, Route};
+use crate::kernel::{KernelError, Link, MAIN_TABLE, Netlink, Netns, NetnsError, Op, Route};
 use crate::live::{Live, locked};
 use crate::pods::record::Stage;
 use crate::pods::wire::{self, GROUP, PROTOCOL, WireError};
@@ -148,7 +148,7 @@ pub fn look_after(live: &Live, host: &mut Netlink) -> Looked {
 /// When the records are lost, nothing tells a running pod's device from one that an ADD left half-made: all of them stay,
 /// with their addresses, until their pods are deleted.
 pub(super) fn spare_strangers(live: &Live, host: &mut Netlink) -> Result<(), StartError> {
-    if !live.records.is_fresh()? {
+    if !live.records.is_fresh() {
         return Ok(());
     }
     let known: BTreeSet<u32> = live.records.all().iter().map(|record| record.ifindex).collect();
@@ -193,11 +193,21 @@ pub(super) fn remove_orphans(live: &Live, host: &mut Netlink) -> Looked {
     looked
 }
 
+/// Whether no namespace is there. A runtime that dies between unmounting a netns and unlinking its file leaves an empty file.
+fn is_gone(netns: &Path) -> bool {
+    match Netns::open(netns) {
+        Ok(_) => false,
+        Err(NetnsError::NotNamespace { .. }) => true,
+        // Anything else may be better tomorrow.
+        Err(error) => error.is_absent(),
+    }
+}
+
 fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) -> Result<Option<String>, WireError> {
     let device = record.host_interface();
     if !is_there(host, record) {
         // The device went with its netns, and the netns is gone: two sources agree.
-        if !Path::new(&record.netns).exists() && live.forget(record).is_ok() {
+        if is_gone(Path::new(&record.netns)) && live.forget(record).is_ok() {
             return Ok(Some(format!("the pod {}/{} is gone; its address is free again", record.namespace, record.pod)));
         }
         tracing::error!(
@@ -218,4 +228,19 @@ fn repair(live: &Live, host: &mut Netlink, routes: &[Route], record: &Record) ->
     }
     attach(live, host, record)?;
     Ok(Some(format!("pod {}/{}: {}", record.namespace, record.pod, wrong.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_netns_is_gone_when_no_namespace_is_at_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("left");
+        std::fs::write(&left, "").unwrap();
+        assert!(is_gone(&left), "unmounted, not unlinked");
+        assert!(is_gone(&folder.path().join("unlinked")));
+        assert!(!is_gone(Path::new("/proc/self/ns/net")));
+    }
 }

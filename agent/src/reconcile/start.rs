@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use bulkhead_core::NodeName;
 use bulkhead_core::network::overlap;
 use thiserror::Error;
 
@@ -28,6 +29,16 @@ pub enum StartError {
     /// The ledger has no subnet for this node.
     #[error("this node ({0}) has no subnet yet{1}")]
     NoSubnet(IpAddr, String),
+    /// Another machine has this one's address.
+    #[error(
+        "the address {ip} is registered by the node {host}; give this machine its own address, or `bulkhead node remove {ip}`, or start with --node-name {host}"
+    )]
+    OthersAddress {
+        /// This machine's address.
+        ip: IpAddr,
+        /// Who has it in the ledger.
+        host: NodeName,
+    },
     /// The subnet does not fit the network.
     #[error("this node's ledger entry cannot be used: {0}")]
     BadSubnet(#[from] bulkhead_core::network::NetworkError),
@@ -74,6 +85,10 @@ fn geometry(
     let ask =
         if config.register { "; it has asked for one" } else { "; start the agent with --register to ask for one" };
     let node = intent.nodes.get(&own).ok_or_else(|| StartError::NoSubnet(own, ask.to_owned()))?;
+    if node.host != config.node {
+        // Two machines that hand out the addresses of one subnet.
+        return Err(StartError::OthersAddress { ip: own, host: node.host.clone() });
+    }
     let pool = networks.v4();
     if overlap(pool.network(), own.into()) {
         return Err(StartError::OwnAddress(own));
@@ -160,4 +175,31 @@ pub(super) fn firewall_if_needed(live: &Live) -> Result<bool, FirewallError> {
     }
     firewall.apply()?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_core::ledger;
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Args;
+
+    fn node(name: &str, host: &str) -> Result<u32, StartError> {
+        let args = ["bulkhead-agent", "--node-name", name, "--node-ip", "10.0.0.1", "--etcd-endpoints", "http://e:1"];
+        let config = Args::parse_from(args).into_config(|| None).unwrap();
+        let cluster =
+            br#"{"epoch":1,"network":["10.77.0.0/16"],"hostSubnetLength":8,"serviceNetwork":[],"mode":"multitenant"}"#;
+        let entry = format!(r#"{{"host":"{host}","addresses":["10.0.0.1"],"subnets":["10.77.5.0/24"]}}"#);
+        let nodes = [(config.node_ip.into(), ledger::parse(entry.as_bytes()).unwrap())].into();
+        let intent = Intent { cluster: Some(ledger::parse(cluster).unwrap()), nodes, ..Intent::default() };
+        geometry(&config, &intent, 1450).map(|(geometry, _)| geometry.local_block)
+    }
+
+    #[test]
+    fn a_node_takes_its_own_subnet_and_no_other_machines() {
+        assert_eq!(node("n1", "n1").unwrap(), 5);
+        let error = node("n2", "n1").unwrap_err().to_string();
+        assert!(error.contains("10.0.0.1 is registered by the node n1"), "{error}");
+    }
 }

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use bulkhead_core::Mode;
 use bulkhead_core::cluster::Networks;
+use bulkhead_core::{Mode, Namespace};
 
 use crate::datapath::abi::{Origin, Peer, StateValue};
-use crate::datapath::{DatapathError, Geometry, Namespaces, Network};
+use crate::datapath::{DatapathError, Geometry, Namespaces, Network, ORPHANS};
 use crate::intent::{Intent, Shared};
 use crate::kernel::Netlink;
 use crate::live::{Live, locked};
+use crate::pods::Record;
 use crate::sys;
 
 /// VNI to network, as the intent has it; in a flat network every `NetID` reads as 0.
@@ -19,6 +20,35 @@ fn networks(intent: &Intent) -> (BTreeMap<u32, Network>, Network) {
     let of = |net_id: u32| Network::Id(if flat { 0 } else { net_id });
     let known = intent.namespaces.values().map(|tenant| (tenant.vni.get(), of(tenant.net_id.get()))).collect();
     (known, if flat { Network::Id(0) } else { Network::None })
+}
+
+/// Whose each VNI is.
+fn owners(intent: &Intent) -> BTreeMap<u32, Namespace> {
+    intent.namespaces.iter().map(|(namespace, tenant)| (tenant.vni.get(), namespace.clone())).collect()
+}
+
+/// The pods whose VNI the intent gives to another namespace than theirs: the ledger was lost and made anew.
+fn orphans(records: &[Record], intent: &Intent) -> Vec<Record> {
+    let own = |record: &Record| intent.namespaces.get(&record.namespace).map(|tenant| tenant.vni.get());
+    let mut stray: Vec<&Record> = records.iter().filter(|record| own(record) != Some(record.vni)).collect();
+    if !stray.is_empty() {
+        let given: BTreeSet<u32> = intent.namespaces.values().map(|tenant| tenant.vni.get()).collect();
+        stray.retain(|record| given.contains(&record.vni));
+    }
+    stray.into_iter().cloned().collect()
+}
+
+/// The same for a person; none if there are no such pods.
+pub(super) fn orphaned(records: &[Record], intent: &Intent) -> Option<String> {
+    let names: Vec<String> =
+        orphans(records, intent).iter().map(|record| format!("{}/{}", record.namespace, record.pod)).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the VNIs of these pods are other namespaces' since the ledger was made anew; they reach global namespaces and \
+             nodes only; delete them: {}",
+            names.join(", ")
+        )
+    })
 }
 
 /// Whether an intent is a cached one that may lack what the maps hold.
@@ -31,13 +61,24 @@ pub(super) fn is_outdated(intent: &Intent, namespaces: &Namespaces) -> bool {
 /// agent before this one had seen more of etcd than it had time to save.
 pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathError> {
     let mut namespaces = locked(&live.datapath.namespaces);
+    let records = live.records.all();
     let read = shared.read(|intent, _| {
-        (!is_outdated(intent, &namespaces)).then(|| (networks(intent), Origin::new(intent.cluster_id, intent.revision)))
+        let outdated = is_outdated(intent, &namespaces);
+        let origin = Origin::new(intent.cluster_id, intent.revision);
+        (!outdated).then(|| (networks(intent), owners(intent), orphans(&records, intent), origin))
     });
-    let Some(((known, unknown), origin)) = read else { return Ok(()) };
+    let Some(((known, unknown), owners, orphans, origin)) = read else { return Ok(()) };
     namespaces.hold(locked(&live.datapath.endpoints).namespaces());
-    let keep: BTreeSet<u32> = live.records.all().iter().map(|record| record.vni).collect();
+    let mut keep: BTreeSet<u32> = records.iter().map(|record| record.vni).collect();
+    if !orphans.is_empty() {
+        keep.insert(ORPHANS);
+    }
+    namespaces.set_owners(owners);
     let switch = namespaces.prepare(&known, unknown, Network::Id(0), &keep)?;
+    // Before their VNI's new network holds.
+    for record in &orphans {
+        live.republish(record, namespaces.index_of(&record.namespace, record.vni))?;
+    }
     if switch.is_some() || namespaces.origin() != origin {
         let bank = switch.unwrap_or(namespaces.bank());
         live.datapath.set_state(StateValue { bank, overlay_ifindex: live.overlay(), origin })?;

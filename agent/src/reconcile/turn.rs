@@ -188,14 +188,15 @@ fn repair(agent: &Agent, live: &Live, host: &mut Netlink) -> Result<(), String> 
     Ok(())
 }
 
-/// What is wrong with the intent itself, though all of it was applied.
+/// What is wrong with the intent itself, though all of it was applied. How the agent stands with etcd changes without a turn:
+/// whoever shows problems adds it.
 fn standing(agent: &Agent, live: &Live) -> Vec<String> {
     let records = live.records.all();
     let moved = records.iter().filter(|record| !live.is_here(record));
     let moved: Vec<String> =
         moved.map(|record| format!("{}/{} ({})", record.namespace, record.pod, record.ip4())).collect();
-    agent.shared.read(|intent, connection| {
-        let mut problems: Vec<String> = connection.problem.iter().chain(&connection.held).cloned().collect();
+    agent.shared.read(|intent, _| {
+        let mut problems = Vec::new();
         let lost = live.records.strangers().len();
         if lost > 0 {
             problems.push(format!(
@@ -207,9 +208,15 @@ fn standing(agent: &Agent, live: &Live) -> Vec<String> {
             let pods = moved.join(", ");
             problems.push(format!("this node has another subnet than when these pods were attached; delete them: {pods}"));
         }
+        problems.extend(tenants::orphaned(&records, intent));
         problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
         let own = std::net::IpAddr::V4(agent.config.node_ip);
         match (&intent.cluster, intent.nodes.get(&own)) {
+            (Some(_), Some(node)) if node.host != agent.config.node => problems.push(format!(
+                "the ledger gives this node's address {own} to the node {}: two machines with one address? `bulkhead node remove {own}`, \
+                 then restart the agent whose address it is",
+                node.host
+            )),
             (Some(cluster), Some(node)) => {
                 if cluster.networks.block_of(node.subnets) != Ok(live.geometry.local_block)
                     || cluster.networks.pools().next() != live.networks.pools().next()

@@ -3,19 +3,21 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use bulkhead_core::Namespace;
 use bulkhead_core::attachment::AttachmentId;
-use bulkhead_core::cni::{Code, Failure};
+use bulkhead_core::cni::{Attachment, Code, Failure};
 use bulkhead_core::protocol::{CniCall, Command, Reply};
 use serde_json::Value;
 
+use super::desk::{Desk, PendingAdd};
 use super::{attach, detach};
-use crate::kernel::Netns;
+use crate::kernel::{Netlink, Netns};
 use crate::live::{Live, locked};
 use crate::pods::wire;
 use crate::reconcile::Agent;
 
 /// Carries out a call.
-pub(super) fn answer(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Reply {
+pub(super) fn answer(agent: &Agent, desk: &Desk, call: &CniCall, netns: Option<OwnedFd>) -> Reply {
     let span = tracing::info_span!(
         "cni",
         command = ?call.command,
@@ -24,7 +26,7 @@ pub(super) fn answer(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> R
         pod = call.args.get("K8S_POD_NAME").map_or("", String::as_str),
     );
     let _entered = span.enter();
-    let answer = carry_out(agent, call, netns);
+    let answer = carry_out(agent, desk, call, netns);
     match answer {
         Ok(reply) => {
             tracing::debug!("done");
@@ -39,23 +41,27 @@ pub(super) fn answer(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> R
 
 /// How long a call waits for a node that is coming up: an agent that restarts is back well within it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an ADD waits for its namespace's numbers: the first pod of a new namespace may be faster than they are.
+const NAMESPACE: Duration = Duration::from_secs(10);
 
-fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Reply, Failure> {
-    let patience = if call.command == Command::Status { Duration::ZERO } else { PATIENCE };
-    let live = ready(agent, Instant::now() + patience);
+fn carry_out(agent: &Agent, desk: &Desk, call: &CniCall, netns: Option<OwnedFd>) -> Result<Reply, Failure> {
     match call.command {
         Command::Add => {
             let (id, netns) = (named(call)?, passed(netns)?);
-            let live = live?;
+            let pending = desk.pending_add(&id);
+            let live = ready(agent, desk)?;
+            // Not under the lock: the reconciler and this container's DEL come by there.
+            await_namespace(agent, desk, call, &pending);
             // A runtime may use a container ID again before its old DEL was carried out.
             super::spool::drain_one(agent, live, &id);
-            live.exclusively(&id, || attach::add(agent, live, call, &id, &netns))
-                .map(Reply::Attached)
-                .map_err(|error| attach::failure(&error))
+            live.exclusively(&id, || add(agent, live, call, &netns, (&id, &pending))).map(Reply::Attached)
         }
         Command::Del => {
             let id = named(call)?;
-            let Ok(live) = live else {
+            if desk.overtake(&id) {
+                agent.shared.nudge();
+            }
+            let Ok(live) = ready(agent, desk) else {
                 // A node that is not up has to be told later; the runtime need not wait for that.
                 return super::spool::keep(agent, &id, call).map(|()| Reply::Done);
             };
@@ -65,11 +71,11 @@ fn carry_out(agent: &Agent, call: &CniCall, netns: Option<OwnedFd>) -> Result<Re
         }
         Command::Check => {
             let (id, netns) = (named(call)?, passed(netns)?);
-            let live = live?;
+            let live = ready(agent, desk)?;
             live.exclusively(&id, || check(live, call, &id, &netns)).map(|()| Reply::Done)
         }
-        Command::Gc => collect(live?, call).map(|()| Reply::Done),
-        Command::Status => status(live?).map(|()| Reply::Done),
+        Command::Gc => collect(ready(agent, desk)?, call).map(|()| Reply::Done),
+        Command::Status => status(agent).map(|()| Reply::Done),
     }
 }
 
@@ -83,11 +89,45 @@ fn passed(netns: Option<OwnedFd>) -> Result<Netns, Failure> {
     netns.map_err(|error| Failure::new(Code::InvalidEnvironment, error.to_string(), ""))
 }
 
-fn ready(agent: &Agent, deadline: Instant) -> Result<&Live, Failure> {
-    agent.wait_live(deadline).ok_or_else(|| {
-        let why = locked(&agent.problems).join("; ");
-        Failure::new(Code::TryAgainLater, "this node's network is not ready", why)
-    })
+fn not_ready(agent: &Agent, code: Code) -> Failure {
+    Failure::new(code, "this node's network is not ready", locked(&agent.problems).join("; "))
+}
+
+/// The node, which is waited for unless too many calls wait already.
+fn ready<'agent>(agent: &'agent Agent, desk: &Desk) -> Result<&'agent Live, Failure> {
+    let wait = agent.live.get().map_or_else(|| desk.wait(), |_| None);
+    let patience = wait.as_ref().map_or(Duration::ZERO, |_| PATIENCE);
+    agent.wait_live(Instant::now() + patience).ok_or_else(|| not_ready(agent, Code::TryAgainLater))
+}
+
+/// Waits until the intent has the pod's namespace; whoever needs it looks again. A DEL ends the wait.
+fn await_namespace(agent: &Agent, desk: &Desk, call: &CniCall, pending: &PendingAdd<'_>) {
+    let Some(Ok(namespace)) = call.args.get("K8S_POD_NAMESPACE").map(|name| Namespace::new(name.as_str())) else {
+        return;
+    };
+    let is_known = || agent.shared.read(|intent, _| intent.namespaces.contains_key(&namespace));
+    if !is_known()
+        && let Some(_wait) = desk.wait()
+    {
+        agent.shared.wait_for(Instant::now() + NAMESPACE, |intent| {
+            (pending.is_overtaken() || intent.namespaces.contains_key(&namespace)).then_some(())
+        });
+    }
+}
+
+/// Attaches a pod, unless a DEL came first. The caller holds the attachment's lock.
+fn add(
+    agent: &Agent,
+    live: &Live,
+    call: &CniCall,
+    netns: &Netns,
+    (id, pending): (&AttachmentId, &PendingAdd<'_>),
+) -> Result<Attachment, Failure> {
+    if pending.is_overtaken() {
+        let details = "the pod is being deleted";
+        return Err(Failure::new(Code::TryAgainLater, "a DEL came while the ADD waited", details));
+    }
+    attach::add(agent, live, call, id, netns).map_err(|error| attach::failure(&error))
 }
 
 /// CHECK: as ADD left it? Compared with the record, the kernel and the runtime's own `prevResult`.
@@ -140,7 +180,17 @@ fn collect(live: &Live, call: &CniCall) -> Result<(), Failure> {
     if left == 0 { Ok(()) } else { Err(Failure::new(Code::Kernel, msg, failed.join("; "))) }
 }
 
-fn status(live: &Live) -> Result<(), Failure> {
+/// STATUS: can a pod be attached? Nothing is waited for.
+fn status(agent: &Agent) -> Result<(), Failure> {
+    let Some(live) = agent.live.get() else {
+        // Pods of an earlier agent run, by what that one knew.
+        let pods = Netlink::here().and_then(|mut host| host.links()).unwrap_or_default();
+        let limited = pods.iter().any(|link| link.group == wire::GROUP);
+        return Err(not_ready(agent, if limited { Code::UnavailableLimited } else { Code::Unavailable }));
+    };
+    live.records
+        .check()
+        .map_err(|error| Failure::new(Code::Unavailable, "no pod's record can be written", error.to_string()))?;
     if live.records.counts().1 == 0 {
         return Err(Failure::new(Code::Unavailable, "no address of this node's subnet is free", "delete pods"));
     }

@@ -65,7 +65,7 @@ pub(super) fn agent(agent: &Agent) -> AgentStatus {
         if let Some(node) = intent.nodes.get(&std::net::IpAddr::V4(agent.config.node_ip)) {
             status.subnets = node.subnets.iter().map(|subnet| subnet.to_string()).collect();
         }
-        for problem in connection.problem.iter().chain(&connection.held) {
+        for problem in connection.problems() {
             if !status.problems.contains(problem) {
                 status.problems.push(problem.clone());
             }
@@ -74,6 +74,7 @@ pub(super) fn agent(agent: &Agent) -> AgentStatus {
     if let Some(live) = agent.live.get() {
         let (pods, free) = live.records.counts();
         (status.pods, status.free_addresses, status.mtu) = (pods as u64, free.into(), live.geometry.mtu);
+        status.problems.extend(live.records.problems());
         match live.datapath.drops.read() {
             Ok(drops) => status.drops = drops.iter().map(|(name, count)| ((*name).to_owned(), count.packets)).collect(),
             Err(error) => status.problems.push(error.to_string()),

@@ -13,6 +13,7 @@ mod hostile;
 mod live;
 mod namespaces;
 mod node;
+mod orphans;
 mod overlay;
 mod packet;
 mod pinned;

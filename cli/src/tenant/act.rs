@@ -6,25 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_core::record::Record;
-use bulkhead_core::tenant::{Action, MOVES_PER_TRANSACTION};
+use bulkhead_core::tenant::Action;
 use bulkhead_core::{Namespace, NetId};
-use bulkhead_store::{Compare, Entry, Outcome, StoreError, Txn};
+use bulkhead_store::{Compare, Entry, Outcome, Txn};
 use serde::Serialize;
 
-use super::judge::{Answer, judge};
-use super::list::unknown;
+use super::judge::{Answer, Judge};
+use super::write::{ATTEMPTS, MAX_RECORDS, Sent, Written, write};
 use crate::args::Wait;
 use crate::cluster::Cluster;
 use crate::error::CliError;
 use crate::output::Console;
 use crate::view::{Mail, View};
 use crate::wait::{TimedOut, Waiting};
-
-/// What one transaction may hold: what the leader moves in one, and well below etcd's limit of bytes.
-const MAX_RECORDS: usize = MOVES_PER_TRANSACTION;
-const MAX_BYTES: usize = 1 << 20;
-/// How often a write is begun anew because somebody else wrote a record in between.
-const ATTEMPTS: usize = 10;
 
 /// What became of one namespace, as `-o json` prints it.
 #[derive(Debug, Serialize)]
@@ -59,17 +53,6 @@ enum MoveResult {
     Left,
 }
 
-/// What was written.
-#[derive(Default)]
-struct Written {
-    /// Each namespace's `NetID` before.
-    before: BTreeMap<Namespace, Option<NetId>>,
-    /// What there is to tell of the write itself.
-    notes: Vec<String>,
-    /// Namespaces that a later chunk could not write any more.
-    unwritten: BTreeMap<Namespace, String>,
-}
-
 fn verb(action: &Action) -> String {
     match action {
         Action::Join(target) => format!("join {target}"),
@@ -93,142 +76,71 @@ pub async fn act(
     {
         return Err(CliError::Usage(format!("{target} cannot join itself; name another namespace with --to")));
     }
+    // Watching since before the write, so that no revision after it goes unseen.
+    let waiting = if wait.no_wait { None } else { Some(Waiting::start(cluster, wait.timeout).ready().await?) };
     let written = write(cluster, &names, &action).await?;
-    let mut answers: BTreeMap<Namespace, (Answer, bool)> = BTreeMap::new();
-    if !wait.no_wait {
-        let names: Vec<&Namespace> = written.before.keys().collect();
-        answers = await_answers(cluster, &names, &action, wait, &written.before).await;
-    }
+    let answers = match waiting {
+        Some(waiting) => await_answers(cluster, waiting, &written, &action, wait).await,
+        None => settle_doubts(cluster, &written, &action).await,
+    };
     report(&written, &answers, &action, console)
 }
 
-/// Why a record cannot take an action, or what it loses by taking it.
-fn check(view: &View, namespace: &Namespace, action: &Action, uncertain: bool) -> Result<Option<String>, String> {
-    let record = match view.netnamespace(namespace) {
-        Mail::Absent => return Err(format!("{namespace} is being deleted")),
-        Mail::Broken(error, _) => return Err(format!("{namespace}: {error}")),
-        Mail::Read(record, _) => record,
-    };
-    // After a write of unknown outcome, our own action is no obstacle.
-    let ours = uncertain && (record.action.as_str(), record.namespace.as_str()) == action.fields();
-    if record.action.is_empty() || ours {
-        return Ok(None);
-    }
-    let pending = [record.action.as_str(), record.namespace.as_str()].join(" ").trim_end().to_owned();
-    if record.error.is_empty() {
-        return Err(format!("{namespace} has an action that nobody has answered yet ({pending}); wait for it"));
-    }
-    Ok(Some(format!("{namespace}: replaced the action {pending}, which was not carried out: {}", record.error)))
-}
-
-/// The records of `names` with the action in them, as large a part as one transaction takes. Unknown fields are kept.
-fn compose(view: &View, names: &[Namespace], action: &Action) -> (Txn, usize) {
-    let (verb, target) = action.fields();
-    let (mut txn, mut taken, mut bytes) = (Txn::new(), 0, 0);
-    for namespace in names {
-        let Mail::Read(mut record, entry) = view.netnamespace(namespace) else { break };
-        verb.clone_into(&mut record.action);
-        target.clone_into(&mut record.namespace);
-        record.error.clear();
-        let value = record.to_json();
-        bytes += value.len() + 4 * entry.key.len() + 200;
-        if taken == MAX_RECORDS || (taken > 0 && bytes > MAX_BYTES) {
-            break;
-        }
-        txn = txn.when(Compare::unchanged(entry)).put(entry.key.clone(), value);
-        taken += 1;
-    }
-    (txn, taken)
-}
-
-/// Writes the action into all records: all or none, unless there are more than one transaction takes.
-async fn write(cluster: &Cluster, names: &[Namespace], action: &Action) -> Result<Written, CliError> {
-    let mut written = Written::default();
-    let (mut at, mut chunks, mut attempts, mut uncertain) = (0, 0, 0, false);
-    while at < names.len() {
-        let rest = &names[at..];
-        let view = cluster.view().await?;
-        let known = view.namespaces();
-        let strangers: Vec<&Namespace> = rest.iter().filter(|namespace| !known.contains(*namespace)).collect();
-        let checked: Result<Vec<_>, String> =
-            rest.iter().map(|namespace| check(&view, namespace, action, uncertain)).collect();
-        let notes = match checked {
-            _ if at == 0 && !strangers.is_empty() => return Err(unknown(&strangers)),
-            Err(reason) if at == 0 => return Err(CliError::Refused(reason)),
-            Err(reason) => {
-                written.unwritten = rest.iter().map(|namespace| (namespace.clone(), reason.clone())).collect();
-                break;
-            }
-            Ok(notes) => notes,
-        };
-        let (txn, taken) = compose(&view, rest, action);
-        match cluster.store.commit(txn).await {
-            Ok(Outcome::Done { .. }) => {
-                for namespace in &rest[..taken] {
-                    written.before.insert(namespace.clone(), view.tenant(namespace).map(|tenant| tenant.net_id));
-                }
-                written.notes.extend(notes.into_iter().take(taken).flatten());
-                (at, chunks, attempts, uncertain) = (at + taken, chunks + 1, 0, false);
-                continue;
-            }
-            Ok(Outcome::Conflict(_)) => {}
-            Err(StoreError::OutcomeUnknown { .. }) => uncertain = true,
-            Err(error) if at == 0 => return Err(error.into()),
-            Err(error) => {
-                written.unwritten = rest.iter().map(|namespace| (namespace.clone(), error.chain())).collect();
-                break;
-            }
-        }
-        attempts += 1;
-        if attempts == ATTEMPTS {
-            return Err(CliError::Contended);
-        }
-    }
-    if chunks > 1 {
-        written.notes.push(format!(
-            "{} namespaces are more than one transaction takes: they moved in {chunks} steps, each at once",
-            written.before.len()
-        ));
-    }
-    Ok(written)
-}
-
 /// Each namespace's answer, and whether its action is out of the record.
+type Answers = BTreeMap<Namespace, (Answer, bool)>;
+
+/// Waits for the answers, and takes back what was not carried out.
 async fn await_answers(
     cluster: &Cluster,
-    names: &[&Namespace],
+    waiting: Waiting<'_>,
+    written: &Written,
     action: &Action,
     wait: Wait,
-    before: &BTreeMap<Namespace, Option<NetId>>,
-) -> BTreeMap<Namespace, (Answer, bool)> {
-    let judge_all = |view: &View| -> BTreeMap<Namespace, Answer> {
-        names.iter().map(|name| ((*name).clone(), judge(view, name, action))).collect()
-    };
-    let all_answered = |view: &View| {
-        let answers = judge_all(view);
-        (!answers.values().any(|answer| *answer == Answer::Pending)).then_some(answers)
-    };
-    let (answers, silence) = match Waiting::start(cluster, wait.timeout).until(all_answered).await {
-        Ok(answers) => (answers, String::new()),
-        Err(TimedOut { last, cause }) => {
-            let nothing = || names.iter().map(|name| ((*name).clone(), Answer::Pending)).collect();
-            (last.as_ref().map_or_else(nothing, judge_all), format!("no answer within {:?}: {cause}", wait.timeout))
+) -> Answers {
+    let mut open: BTreeMap<Namespace, Answer> = all_pending(written.sent.keys());
+    let mut ended = Answers::new();
+    // An answer stands once it is there: what others do afterwards is no part of it.
+    let look = |view: &View| {
+        let judge = Judge::new(view);
+        for namespace in std::mem::take(&mut open).into_keys() {
+            let since = written.sent.get(&namespace).map_or(0, |sent| sent.since);
+            match judge.answer(&namespace, action, since) {
+                now if now.is_ours() => drop(open.insert(namespace, now)),
+                now => drop(ended.insert(namespace, (now, true))),
+            }
         }
+        (!open.values().any(|answer| *answer == Answer::Pending)).then_some(())
     };
-    take_back(cluster, answers, action, &silence, before).await
+    let silence = match waiting.until(look).await {
+        Ok(()) => String::new(),
+        Err(TimedOut { cause, .. }) => format!("no answer within {:?}: {cause}", wait.timeout),
+    };
+    ended.extend(take_back(cluster, open, &written.sent, action, &silence).await);
+    ended
 }
 
-/// Takes the action out of every record that still has it. What was carried out meanwhile counts as that.
+/// Without a wait only what may not have been written has an answer: it is taken back, so that it is known.
+async fn settle_doubts(cluster: &Cluster, written: &Written, action: &Action) -> Answers {
+    let doubts = written.sent.iter().filter_map(|(namespace, sent)| Some((namespace, sent.doubt.as_ref()?)));
+    let (names, reasons): (Vec<_>, Vec<_>) = doubts.unzip();
+    let Some(reason) = reasons.first() else { return Answers::new() };
+    take_back(cluster, all_pending(names), &written.sent, action, reason).await
+}
+
+fn all_pending<'a>(names: impl IntoIterator<Item = &'a Namespace>) -> BTreeMap<Namespace, Answer> {
+    names.into_iter().map(|namespace| (namespace.clone(), Answer::Pending)).collect()
+}
+
+/// Takes the action out of every record that still has it. What was carried out meanwhile counts as that. A record that
+/// the action may yet come to lie in is written as it is, and with that etcd refuses the write that was in doubt.
 async fn take_back(
     cluster: &Cluster,
-    answers: BTreeMap<Namespace, Answer>,
+    mut ours: BTreeMap<Namespace, Answer>,
+    sent: &BTreeMap<Namespace, Sent>,
     action: &Action,
     silence: &str,
-    before: &BTreeMap<Namespace, Option<NetId>>,
-) -> BTreeMap<Namespace, (Answer, bool)> {
-    let (mut ours, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        answers.into_iter().partition(|(_, answer)| answer.is_ours());
-    let mut ended: BTreeMap<_, _> = ended.into_iter().map(|(namespace, answer)| (namespace, (answer, true))).collect();
+) -> Answers {
+    let mut ended = Answers::new();
     // Those that a write of unknown outcome may have taken back.
     let mut uncertain: BTreeSet<Namespace> = BTreeSet::new();
     let mut trouble = CliError::Contended.to_string();
@@ -241,12 +153,15 @@ async fn take_back(
                 break;
             }
         };
+        let judge = Judge::new(&view);
+        let moved = |namespace: &Namespace, after| sent.get(namespace).is_none_or(|sent| sent.before != Some(after));
         for (namespace, old) in std::mem::take(&mut ours) {
-            let answer = judge(&view, &namespace, action);
-            let moved = matches!(&answer, Answer::Done(after) if before.get(&namespace) != Some(after));
+            let answer = judge.answer(&namespace, action, sent.get(&namespace).map_or(0, |sent| sent.since));
             if answer.is_ours() {
                 ours.insert(namespace, answer);
-            } else if uncertain.contains(&namespace) && !moved {
+            } else if uncertain.contains(&namespace)
+                && !matches!(answer, Answer::Done(after) if moved(&namespace, after))
+            {
                 ended.insert(namespace, (said(old, silence), true));
             } else {
                 ended.insert(namespace, (answer, true));
@@ -254,7 +169,7 @@ async fn take_back(
         }
         let (mut txn, mut taken) = (Txn::new(), Vec::new());
         for namespace in ours.keys().take(MAX_RECORDS) {
-            if let Some((entry, value)) = blanked(&view, namespace) {
+            if let Some((entry, value)) = blanked(&view, namespace, action) {
                 txn = txn.when(Compare::unchanged(entry)).put(entry.key.clone(), value);
                 taken.push(namespace.clone());
             }
@@ -263,7 +178,12 @@ async fn take_back(
             Ok(Outcome::Done { .. }) => {
                 for namespace in taken {
                     let answer = ours.remove(&namespace).unwrap_or(Answer::Pending);
-                    ended.insert(namespace, (said(answer, silence), true));
+                    // The first of two writes in doubt may have been carried out, and the second have been lost.
+                    let answer = match judge.effect(&namespace, action) {
+                        Some(after) if answer == Answer::Pending && moved(&namespace, after) => Answer::Done(after),
+                        _ => said(answer, silence),
+                    };
+                    ended.insert(namespace, (answer, true));
                 }
                 continue;
             }
@@ -294,35 +214,34 @@ fn reason(answer: &Answer) -> String {
     }
 }
 
-fn blanked<'a>(view: &'a View, namespace: &Namespace) -> Option<(&'a Entry, Vec<u8>)> {
+/// The record without our action.
+fn blanked<'a>(view: &'a View, namespace: &Namespace, action: &Action) -> Option<(&'a Entry, Vec<u8>)> {
     let Mail::Read(mut record, entry) = view.netnamespace(namespace) else { return None };
+    if (record.action.as_str(), record.namespace.as_str()) != action.fields() {
+        return Some((entry, entry.value.clone()));
+    }
     record.action.clear();
     record.namespace.clear();
     record.error.clear();
     Some((entry, record.to_json()))
 }
 
-fn report(
-    written: &Written,
-    answers: &BTreeMap<Namespace, (Answer, bool)>,
-    action: &Action,
-    console: &mut Console<'_>,
-) -> Result<(), CliError> {
+fn report(written: &Written, answers: &Answers, action: &Action, console: &mut Console<'_>) -> Result<(), CliError> {
     let target = if let Action::Join(target) = action { Some(target.clone()) } else { None };
     let moved = |namespace: &Namespace, result, after, error| Move {
         namespace: namespace.clone(),
         action: action.fields().0,
         target: target.clone(),
         result,
-        before: written.before.get(namespace).copied().flatten(),
+        before: written.sent.get(namespace).and_then(|sent| sent.before),
         after,
         error,
     };
     let mut moves: Vec<Move> = Vec::new();
-    for namespace in written.before.keys() {
+    for namespace in written.sent.keys() {
         moves.push(match answers.get(namespace) {
             None => moved(namespace, MoveResult::Written, None, String::new()),
-            Some((Answer::Done(after), _)) => moved(namespace, MoveResult::Done, *after, String::new()),
+            Some((Answer::Done(after), _)) => moved(namespace, MoveResult::Done, Some(*after), String::new()),
             Some((answer, true)) => moved(namespace, MoveResult::Refused, None, reason(answer)),
             Some((answer, false)) => moved(namespace, MoveResult::Left, None, reason(answer)),
         });

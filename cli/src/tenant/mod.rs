@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod judge;
 mod list;
+mod write;
 
 use bulkhead_core::tenant::Action;
 

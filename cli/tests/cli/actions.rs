@@ -90,9 +90,13 @@ async fn somebody_elses_unanswered_action_is_not_overwritten() {
 #[tokio::test]
 async fn an_action_that_was_refused_is_replaced_and_that_is_said() {
     let cluster = Cluster::with(&["blue"]).await;
-    cluster.write("blue", r#"{"NetName":"blue","NetID":10,"Action":"jion","Namespace":"x","Error":"not known"}"#).await;
+    cluster.write("blue", r#"{"NetName":"blue","NetID":10,"Action":"jion","Namespace":"x"}"#).await;
+    cluster.until_written("blue", "Error").await;
     let told = cluster.run("tenant global blue").await.ok();
-    assert_eq!(told, "blue: replaced the action jion x, which was not carried out: not known\nblue: NetID 10 -> 0\n");
+    let (replaced, moved) = told.split_once('\n').unwrap();
+    assert!(replaced.starts_with("blue: replaced the action jion x, which was not carried out: "), "{told}");
+    assert!(replaced.contains("is not known"), "{told}");
+    assert_eq!(moved, "blue: NetID 10 -> 0\n");
 }
 
 #[tokio::test]

@@ -64,10 +64,10 @@ async fn a_watch_that_breaks_under_the_wait_is_healed() {
             tokio::task::yield_now().await;
         }
         cluster.twin.cut_watches();
-        cluster.write("blue", r#"{"NetName":"blue","NetID":0,"Action":"","Namespace":""}"#).await;
+        cluster.carry_out("blue", 10, 0).await;
     };
     let (answer, ()) = tokio::join!(command, trouble);
-    assert_eq!(answer.ok(), "blue: done\n");
+    assert_eq!(answer.ok(), "blue: NetID 0\n");
 }
 
 #[tokio::test]
@@ -126,4 +126,101 @@ async fn a_write_of_somebody_else_is_never_undone() {
         stop.store(true, Ordering::Relaxed);
         assert!(counter.join().unwrap() > 0 && written > 0, "{written} of 300 were written");
     });
+}
+
+/// 63 namespaces are one more than a transaction takes.
+fn many() -> Vec<String> {
+    (0..63).map(|n| format!("n{n:02}")).collect()
+}
+
+async fn blank(name: &str, cluster: &Cluster) {
+    let net_id = 10 + name[1..].parse::<u32>().unwrap();
+    cluster.carry_out(name, net_id, net_id).await;
+}
+
+#[tokio::test]
+async fn what_fails_after_the_first_chunk_leaves_no_action_behind() {
+    let cluster = Cluster::leaderless().await;
+    let names = many();
+    for name in &names {
+        blank(name, &cluster).await;
+    }
+    let faults = cluster.store.faults().unwrap();
+    faults.fail_reads_after(1);
+    let line = format!("tenant global {} --timeout 300ms", names.join(" "));
+    let command = cluster.run(&line);
+    let trouble = async {
+        cluster.until_written("n61", "global").await;
+        faults.fail_reads(false);
+    };
+    let (answer, ()) = tokio::join!(command, trouble);
+    let errors = answer.refused();
+    assert_eq!(errors.lines().filter(|line| line.contains("no answer within 300ms")).count(), 62, "{errors}");
+    assert!(errors.contains("error: n62: global failed: no etcd endpoint can be reached"), "{errors}");
+    for name in &names {
+        assert!(!cluster.record(name).await.unwrap().contains("global"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_first_chunk_has_done_is_told_though_the_second_fails() {
+    let cluster = Cluster::led().await;
+    let names = many();
+    for name in &names {
+        cluster.run(&format!("tenant create {name}")).await.ok();
+    }
+    cluster.store.faults().unwrap().fail_reads_after(1);
+    let answer = cluster.run(&format!("tenant global {} -o json", names.join(" "))).await;
+    assert_eq!(answer.code, 1, "{answer:?}");
+    let moves = answer.json();
+    let count = |result: &str| moves.as_array().unwrap().iter().filter(|moved| moved["result"] == result).count();
+    assert_eq!((count("done"), count("refused")), (62, 1), "{moves}");
+}
+
+#[tokio::test]
+async fn a_write_in_doubt_is_waited_for_and_taken_back_though_nothing_could_be_read_after_it() {
+    for fault in [WriteFault::UnknownApplied, WriteFault::UnknownLost] {
+        let cluster = Cluster::leaderless().await;
+        blank("n00", &cluster).await;
+        let (before, read) = (cluster.record("n00").await, cluster.twin.revision());
+        let faults = cluster.store.faults().unwrap();
+        faults.fail_next_write(fault);
+        faults.fail_reads_after(1);
+        let command = cluster.run("tenant global n00 --timeout 300ms");
+        let trouble = async {
+            while !faults.reads_fail() {
+                tokio::task::yield_now().await;
+            }
+            faults.fail_reads(false);
+        };
+        let (answer, ()) = tokio::join!(command, trouble);
+        let errors = answer.refused();
+        assert!(errors.contains("no answer within 300ms") && errors.contains("nothing of it is left"), "{errors}");
+        assert_eq!(cluster.record("n00").await, before);
+        let key = cluster.keys.netnamespace(&"n00".parse().unwrap());
+        let now = cluster.twin.store().get(&key).await.unwrap().unwrap().mod_revision;
+        assert!(now > read, "a write that is still on its way would be applied");
+    }
+}
+
+#[tokio::test]
+async fn a_write_in_doubt_that_cannot_be_taken_back_is_said_to_be_left() {
+    for wait in ["--timeout 300ms", "--no-wait"] {
+        let cluster = Cluster::leaderless().await;
+        blank("n00", &cluster).await;
+        let faults = cluster.store.faults().unwrap();
+        faults.fail_next_write(WriteFault::UnknownApplied);
+        faults.fail_reads_after(1);
+        let errors = cluster.run(&format!("tenant global n00 {wait}")).await.refused();
+        assert!(errors.contains("could NOT be taken back and may still be carried out"), "{errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_in_doubt_that_was_carried_out_is_a_success() {
+    let cluster = Cluster::with(&["blue", "red"]).await;
+    let faults = cluster.store.faults().unwrap();
+    faults.fail_next_write(WriteFault::UnknownApplied);
+    faults.fail_reads_after(1);
+    assert_eq!(cluster.run("tenant join red --to blue").await.ok(), "red: NetID 11 -> 10\n");
 }

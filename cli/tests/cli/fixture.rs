@@ -100,4 +100,22 @@ impl Cluster {
         let key = self.keys.netnamespace(&Namespace::new(name).unwrap());
         assert!(self.twin.store().commit(Txn::new().put(key, json)).await.unwrap().done().is_some());
     }
+
+    /// Writes a namespace's record and numbers in one transaction, as the leader does that carries an action out.
+    pub async fn carry_out(&self, name: &str, vni: u32, net_id: u32) {
+        let namespace = Namespace::new(name).unwrap();
+        let record = format!(r#"{{"NetName":"{name}","NetID":{net_id},"Action":"","Namespace":""}}"#);
+        let numbers = format!(r#"{{"vni":{vni},"netId":{net_id}}}"#);
+        let txn = Txn::new()
+            .put(self.keys.netnamespace(&namespace), record)
+            .put(self.keys.ledger_namespace(&namespace), numbers);
+        assert!(self.twin.store().commit(txn).await.unwrap().done().is_some());
+    }
+
+    /// Waits until a namespace's record contains this.
+    pub async fn until_written(&self, name: &str, part: &str) {
+        while !self.record(name).await.unwrap().contains(part) {
+            tokio::task::yield_now().await;
+        }
+    }
 }

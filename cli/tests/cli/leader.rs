@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use bulkhead_core::ledger::{self, ClusterEntry, NodeEntry};
-use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetRecord};
+use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, RestoreRecord, SubnetRecord};
 use bulkhead_core::tenant::parse_net_id;
 use bulkhead_core::{Action, ClusterConfig, Keys, Namespace, Numbers, Tenant, Tenants};
 use bulkhead_store::{Compare, Entry, Store, Txn};
@@ -44,8 +44,10 @@ pub async fn turn(store: &Store, keys: &Keys, numbers: &mut Numbers) -> bool {
         (entries.get(keys.restore().as_str()), entries.get(keys.ledger_cluster().as_str()))
     {
         let mut entry: ClusterEntry = ledger::parse(&cluster.value).unwrap();
-        entry.epoch += 1;
-        numbers.rise(1);
+        let above = RestoreRecord::parse(&wish.value).unwrap().above.unwrap_or(0);
+        let epoch = entry.epoch.max(above) + 1;
+        numbers.rise(epoch - entry.epoch);
+        entry.epoch = epoch;
         let txn = txn
             .when(Compare::unchanged(wish))
             .delete(keys.restore())

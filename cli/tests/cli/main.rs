@@ -11,6 +11,7 @@ mod fixture;
 mod leader;
 mod local;
 mod nodes;
+mod overwritten;
 mod real;
 mod restore;
 mod tables;

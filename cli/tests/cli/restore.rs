@@ -29,6 +29,35 @@ async fn the_epoch_rises_and_the_numbers_jump() {
 }
 
 #[tokio::test]
+async fn the_epoch_rises_above_the_one_that_agents_have_seen() {
+    let cluster = Cluster::with(&["blue"]).await;
+    let said = cluster.run("restore --yes --above 3").await.ok();
+    assert!(said.starts_with("epoch 1 -> 4, the next VNI is past"), "{said}");
+    let said = cluster.run("restore --yes --above 2").await.ok();
+    assert!(said.starts_with("epoch 4 -> 5"), "{said}");
+}
+
+#[tokio::test]
+async fn a_controller_that_does_not_know_above_is_said_to_be_too_old() {
+    let cluster = Cluster::leaderless().await;
+    let command = cluster.run("restore --yes --above 3 --timeout 20s");
+    let old_leader = async {
+        while request(&cluster).await.is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(request(&cluster).await.unwrap().contains(r#""Above":3"#));
+        let key = cluster.keys.ledger_cluster();
+        let entry = cluster.store.get(&key).await.unwrap().unwrap();
+        let raised = String::from_utf8(entry.value).unwrap().replace(r#""epoch":1"#, r#""epoch":2"#);
+        let txn = Txn::new().put(key, raised).delete(cluster.keys.restore());
+        assert!(cluster.twin.store().commit(txn).await.unwrap().done().is_some());
+    };
+    let (answer, ()) = tokio::join!(command, old_leader);
+    assert_eq!((answer.code, answer.out.as_str()), (1, "epoch 1 -> 2\n"));
+    assert!(answer.err.contains("not above 3"), "{}", answer.err);
+}
+
+#[tokio::test]
 async fn one_that_is_under_way_is_left_alone() {
     let cluster = Cluster::leaderless().await;
     put(&cluster, r#"{"Requested":"by hand"}"#).await;

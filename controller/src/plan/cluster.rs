@@ -59,8 +59,8 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
         let mut nodes = state.nodes.values().map(|held| held.value.as_ref());
         let fits = nodes.all(|node| node.is_ok_and(|node| networks.block_of(node.subnets).is_ok()));
         return if fits {
-            // A ledger that is gone with its etcd is begun above the epoch that agents have seen.
-            let epoch = state.owed.unwrap_or(0).saturating_add(1);
+            // A ledger that is gone is begun above the epoch that agents have seen: they believe nothing else.
+            let epoch = state.owed.unwrap_or(0).max(state.seen_epoch).saturating_add(1);
             (Some(ClusterEntry { epoch, networks, mode }), None)
         } else {
             (None, Some(NotFollowed::Foreign))
@@ -97,13 +97,16 @@ pub(super) fn step(state: &State) -> Option<Step> {
     let mut step = Step::default();
     step.expect(state.keys().config(), state.config.as_ref().map_or(0, |held| held.revision));
     step.expect(state.keys().ledger_cluster(), current.map_or(0, |held| held.revision));
+    // Every admission writes the numbers: one that is on its way would leave a subnet of a network that is no more.
+    step.expect(state.keys().numbers(), state.numbers.as_ref().map_or(0, |held| held.revision));
     step.put(state.keys().ledger_cluster(), to_json(&entry));
     // Numbers without a ledger: it was deleted while nobody led. What the records say is all that is left of it.
-    if let (None, true, Some(held)) = (current, state.ledger.is_empty(), &state.numbers)
-        && let Ok(numbers) = &held.value
+    if let (None, true, Some(Ok(numbers))) =
+        (current, state.ledger.is_empty(), state.numbers.as_ref().map(|held| &held.value))
     {
-        step.expect(state.keys().numbers(), held.revision);
-        step.put(state.keys().numbers(), to_json(&numbers.clone().with_import(true)));
+        let mut numbers = numbers.clone().with_import(true);
+        numbers.rise(u64::from(state.owed.is_some()));
+        step.put(state.keys().numbers(), to_json(&numbers));
     }
     step.note(Note::Cluster(entry));
     Some(step)

@@ -3,6 +3,10 @@
 use super::{cluster, restore};
 use crate::state::{Mail, State};
 
+/// What to do about a ledger entry that cannot be read.
+const REMEDY: &str =
+    "Delete the key: a controller that knew what it said puts it back, another one makes it anew from the record.";
+
 /// Something that a person should know of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
@@ -24,13 +28,13 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
         complain(keys.config(), state.config.as_ref().map_or(0, |held| held.revision), reason.to_string());
     }
     if let Some((held, Err(error))) = state.cluster.as_ref().map(|held| (held, &held.value)) {
-        complain(keys.ledger_cluster(), held.revision, format!("nothing is done: {error}"));
+        complain(keys.ledger_cluster(), held.revision, format!("nothing is done: {error} {REMEDY}"));
     }
     if let Some((held, Err(error))) = state.numbers.as_ref().map(|held| (held, &held.value)) {
         complain(
             keys.numbers(),
             held.revision,
-            format!("no namespace is born, moved or removed and no subnet is given out: {error}"),
+            format!("no namespace is born, moved or removed and no subnet is given out: {error} {REMEDY}"),
         );
     }
     if let Some(held) = &state.restore
@@ -40,13 +44,20 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
     }
     for (namespace, held) in &state.ledger {
         if let Err(error) = &held.value {
-            let text = format!("no namespace is born, moved or removed: {error}");
+            let text = format!("no namespace is born, moved or removed: {error} {REMEDY}");
             complain(keys.ledger_namespace(namespace), held.revision, text);
         }
     }
     for (address, held) in &state.nodes {
         if let Err(error) = &held.value {
-            let text = format!("no node gets a subnet: {error}");
+            let text = format!("no node gets a subnet: {error} {REMEDY}");
+            complain(keys.ledger_node(*address), held.revision, text);
+        }
+        if let (Ok(node), Some(Ok(cluster))) = (&held.value, state.cluster.as_ref().map(|held| &held.value))
+            && let Err(error) = cluster.networks.block_of(node.subnets)
+        {
+            let text =
+                format!("no node gets a subnet, for the one that {address} has is none of the cluster's: {error}");
             complain(keys.ledger_node(*address), held.revision, text);
         }
     }

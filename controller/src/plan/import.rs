@@ -1,10 +1,10 @@
 //! The first look at a cluster: K8S-OVS records that have no ledger.
 //!
-//! The numbers' key is absent until the import is done, or says that one goes on (a ledger was deleted while nobody led,
-//! and its numbers were not); the last of its transactions writes it. So a leader that takes over in the middle goes on
-//! with it, and nothing else is planned before.
+//! The numbers' key says that an import goes on from its first transaction to its last. So a leader that takes over in
+//! the middle goes on with it, and nothing else is planned before. Numbers that are absent beside a ledger were lost:
+//! the mark then begins a jump beyond the highest number that the ledger shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_core::ledger::to_json;
 use bulkhead_core::{Namespace, NetId, Numbers};
@@ -25,13 +25,17 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
     if state.ledger.len() != state.tenants.len() {
         return None;
     }
+    let mut reserved = BTreeSet::new();
     let asked: BTreeMap<Namespace, Option<i64>> = state
         .records
         .iter()
         .filter(|(namespace, _)| !state.ledger.contains_key(*namespace))
-        // What cannot be read is answered when the import is done.
+        // What cannot be read is answered when the import is done; its number is kept for it until then.
         .filter_map(|(namespace, held)| {
-            let wish = source::wish(namespace, &held.value, policy).ok()?;
+            let Ok(wish) = source::wish(namespace, &held.value, policy) else {
+                reserved.extend(source::number_shown(&held.value));
+                return None;
+            };
             Some((namespace.clone(), wish.net_id.map(NetId::get).map(i64::from)))
         })
         .collect();
@@ -41,12 +45,19 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
         let mut numbers = Numbers::default();
         // A ledger that was lost with its numbers may have given out those of each epoch before.
         numbers.rise(epoch.saturating_sub(1));
+        let shown = state.tenants.iter().map(|(_, tenant)| tenant.vni.get().max(tenant.net_id.get())).max();
+        if let Some(highest) = shown {
+            numbers.pass(highest);
+            numbers.rise(1);
+        }
         (numbers, 0)
     });
-    tenants.resume_import(&asked, &mut numbers);
+    tenants.resume_import(&asked, &reserved, &mut numbers);
 
     let keys = state.keys();
     let mut step = Step::default();
+    step.expect(keys.numbers(), revision);
+    step.put(keys.numbers(), to_json(&numbers.clone().with_import(true)));
     for namespace in asked.keys() {
         let Some(tenant) = tenants.get(namespace) else { continue };
         let mut item = Step::default();

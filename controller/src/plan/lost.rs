@@ -30,18 +30,19 @@ pub(super) fn step(state: &State) -> Option<Step> {
     };
     let lost = &state.lost;
     let mut fits = true;
-    if let Some(numbers) = &lost.numbers {
+    if let (Some(numbers), None) = (&lost.numbers, &state.numbers) {
         fits = fits && back(keys.numbers(), None, to_json(numbers));
     }
-    for (namespace, (tenant, _)) in &lost.tenants {
+    let tenants = lost.tenants.iter().filter(|(namespace, _)| !state.ledger.contains_key(*namespace));
+    for (namespace, (tenant, _)) in tenants {
         let record = state.records.get(namespace).map(|held| (keys.netnamespace(namespace), held.revision));
         fits = fits && back(keys.ledger_namespace(namespace), record, to_json(tenant));
     }
-    for (&address, (node, _)) in &lost.nodes {
+    for (&address, (node, _)) in lost.nodes.iter().filter(|(address, _)| !state.nodes.contains_key(*address)) {
         let record = state.subnets.get(&address.to_string()).map(|held| (keys.subnet(address), held.revision));
         fits = fits && back(keys.ledger_node(address), record, to_json(node));
     }
-    if let Some(cluster) = &lost.cluster {
+    if let (Some(cluster), None) = (&lost.cluster, &state.cluster) {
         let _last = fits && back(keys.ledger_cluster(), None, to_json(cluster));
     }
     step.some()

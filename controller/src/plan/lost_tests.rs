@@ -161,9 +161,60 @@ async fn what_is_put_back_is_of_the_record_that_was_read() {
 async fn what_is_there_again_is_not_overwritten() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));
-    delete_watched(&mut scene, &[key.clone()]).await;
+    delete_watched(&mut scene, std::slice::from_ref(&key)).await;
     let late = scene.next().unwrap();
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"vni":11,"netId":0}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;
     assert_eq!(scene.numbers("b"), Some((11, 10)), "a later change was undone");
+}
+
+#[tokio::test]
+async fn numbers_that_are_gone_begin_beyond_all_that_the_ledger_shows() {
+    let mut scene = cluster().await;
+    let key = scene.keys.numbers();
+    scene.state = crate::state::State::new(scene.keys.clone());
+    scene.commit(Txn::new().delete(key.as_str())).await;
+    scene.record("c", "{}").await;
+    scene.settle().await;
+    let (vni, _) = scene.numbers("c").unwrap();
+    assert!(vni > 12 + bulkhead_core::number::JUMP, "{vni}: those of namespaces that died lately are not used again");
+    assert_eq!(all(&scene), WHOLE);
+}
+
+#[tokio::test]
+async fn a_lost_cluster_entry_is_begun_above_the_epoch_that_was_seen() {
+    let mut scene = cluster().await;
+    let key = scene.keys.ledger_cluster();
+    scene.state = crate::state::State::new(scene.keys.clone());
+    scene.state.owe(None, 3);
+    scene.commit(Txn::new().delete(key.as_str())).await;
+    scene.settle().await;
+    assert_eq!((scene.state.epoch(), all(&scene)), (Some(4), WHOLE));
+}
+
+#[tokio::test]
+async fn an_entry_overwritten_with_what_cannot_be_read_comes_back_when_that_is_deleted() {
+    let mut scene = cluster().await;
+    let key = scene.keys.ledger_namespace(&ns("b"));
+    scene.write(&key, "{").await;
+    scene.record("c", "{}").await;
+    assert_eq!(scene.next(), None, "a newer version may have written it");
+    assert!(super::complaints(&scene.state).iter().any(|complaint| complaint.text.contains("Delete the key")));
+    scene.delete(&key).await;
+    scene.settle().await;
+    assert_eq!((all(&scene), scene.numbers("c")), (WHOLE, Some((13, 13))));
+}
+
+#[tokio::test]
+async fn a_number_in_a_record_that_cannot_be_followed_is_kept_for_it() {
+    let mut scene = Scene::empty().await;
+    scene.record("a", "{}").await;
+    scene.record("b", r#"{"NetName":"b","NetID":"10"}"#).await;
+    scene.record("c", r#"{"NetName":"other","NetID":11}"#).await;
+    scene.settle().await;
+    assert_eq!(scene.numbers("a"), Some((12, 12)));
+    scene.record("b", r#"{"NetName":"b","NetID":10}"#).await;
+    scene.record("c", r#"{"NetName":"c","NetID":11}"#).await;
+    scene.settle().await;
+    assert_eq!((scene.numbers("b"), scene.numbers("c")), (Some((10, 10)), Some((11, 11))));
 }

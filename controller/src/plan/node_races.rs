@@ -1,6 +1,6 @@
 //! Why each compare is there, for nodes and the cluster's entry: see [`super::races`].
 
-use bulkhead_core::record::{Record, SubnetRecord};
+use bulkhead_core::record::{ConfigRecord, Record, SubnetRecord};
 use bulkhead_store::Txn;
 
 use super::races::{applied, only_the_compare_of, unseen};
@@ -175,4 +175,19 @@ async fn a_place_in_the_queue_that_was_not_read_is_not_overwritten() {
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"turn":9}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;
     assert_eq!(scene.text(&key).await, r#"{"turn":1}"#, "a later place in the queue was lost");
+}
+
+#[tokio::test]
+async fn a_network_is_not_changed_under_a_node_that_is_being_admitted() {
+    let mut scene = Scene::of(&[]).await;
+    scene.asks("n1", "10.0.0.1").await;
+    let admission = scene.next().unwrap();
+    scene.write(&scene.keys.config(), &ConfigRecord::EXAMPLE.replace("172.11.0.0/16", "172.12.0.0/16")).await;
+    let late = scene.next().unwrap();
+    // Our own, its outcome unknown until now.
+    assert!(applied(&scene, &admission).await);
+    let key = scene.keys.numbers();
+    only_the_compare_of(&mut scene, &key, &late).await;
+    let step = scene.next();
+    assert!(step.is_none_or(|step| step.notes().is_empty()), "a node holds a subnet of a network that is no more");
 }

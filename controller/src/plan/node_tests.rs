@@ -245,3 +245,15 @@ async fn five_hundred_nodes_that_ask_at_once_are_served_in_few_transactions() {
         scene.state.nodes.values().map(|held| held.value.as_ref().unwrap().subnets).collect();
     assert_eq!(subnets.len(), 500);
 }
+
+#[tokio::test]
+async fn a_record_that_names_the_whole_network_keeps_nobody_out() {
+    let mut scene = Scene::of(&[]).await;
+    scene.subnet("10.0.0.5", r#"{"Host":"x","HostIP":"10.0.0.5","Subnet":"172.11.0.0/16","Assign":true}"#).await;
+    // A part of a block keeps that block for its owner.
+    scene.subnet("10.0.0.6", r#"{"Host":"y","HostIP":"10.0.0.6","Subnet":"172.11.1.0/24","Assign":true}"#).await;
+    scene.asks("n1", "10.0.0.1").await;
+    scene.settle().await;
+    assert!(scene.read_subnet("10.0.0.5").await.error.contains("Subnet"));
+    assert_eq!(scene.read_subnet("10.0.0.1").await.subnet, "172.11.4.0/22");
+}

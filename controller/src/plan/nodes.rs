@@ -4,7 +4,7 @@
 //! released the longest ago. A record that names its subnet keeps it if it is free. What cannot be is answered in the
 //! record and tried again whenever the state changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use bulkhead_core::NodeName;
@@ -81,6 +81,10 @@ pub(super) fn admissions(state: &State, networks: &Networks) -> Option<Step> {
         if item.is_some_and(|item| !step.absorb(&item)) {
             return step.some();
         }
+    }
+    // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
+    if state.named_only {
+        later.clear();
     }
     for (segment, held, ask) in later {
         let item = attempt(state, &draft, &mut blocks, segment, held, &ask);
@@ -218,7 +222,7 @@ struct Blocks<'a> {
     networks: &'a Networks,
     taken: BTreeMap<u32, IpAddr>,
     /// Ranges that records name which the ledger does not have: whoever uses them by mistake must not get a neighbour.
-    claimed: Vec<(u32, u32)>,
+    claimed: BTreeSet<u32>,
     /// By turn: block, last segment of the key, revision.
     released: BTreeMap<(u64, u32), (String, i64)>,
     /// Every block before it is taken, claimed or was used once.
@@ -232,13 +236,15 @@ impl<'a> Blocks<'a> {
         for (&address, held) in &state.nodes {
             taken.insert(networks.block_of(held.value.as_ref().ok()?.subnets).ok()?, address);
         }
-        let range = |subnet: IpNetwork| {
+        // Only what lies in one block: a record that names the whole network by mistake must not keep all others out.
+        let block = |subnet: IpNetwork| {
             let pool = networks.pools().find(|pool| pool.network().is_ipv4() == subnet.is_ipv4())?;
-            Some((pool.locate(subnet.network())?.0, pool.locate(subnet.broadcast())?.0))
+            let (first, last) = (pool.locate(subnet.network())?.0, pool.locate(subnet.broadcast())?.0);
+            (first == last).then_some(first)
         };
         let records = waiting.iter().filter_map(|(_, held)| held.value.record());
         let claimed =
-            records.filter_map(|record| parse_list(&record.subnet).ok()).flatten().filter_map(range).collect();
+            records.filter_map(|record| parse_list(&record.subnet).ok()).flatten().filter_map(block).collect();
         let mut released = BTreeMap::new();
         for (segment, held) in &state.released {
             let Some((subnet, turn)) = held.value else { continue };
@@ -263,7 +269,10 @@ impl<'a> Blocks<'a> {
             None => self.fresh().or_else(|| self.longest_released()).ok_or_else(|| {
                 let network = self.networks.v4().network();
                 let all = self.networks.blocks();
-                format!("all {all} subnets of {network} are in use; remove nodes that are gone (bulkhead node remove)")
+                let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
+                format!(
+                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused); remove nodes that are gone (bulkhead node remove)"
+                )
             })?,
         };
         let subnets = self.networks.node_subnets(block).ok_or("Subnet: out of the network")?;
@@ -273,13 +282,11 @@ impl<'a> Blocks<'a> {
     }
 
     fn is_free(&self, block: u32) -> bool {
-        block < self.networks.blocks()
-            && !self.taken.contains_key(&block)
-            && !self.claimed.iter().any(|(first, last)| (first..=last).contains(&&block))
+        block < self.networks.blocks() && !self.taken.contains_key(&block) && !self.claimed.contains(&block)
     }
 
     fn fresh(&mut self) -> Option<u32> {
-        let used: std::collections::BTreeSet<u32> = self.released.keys().map(|(_, block)| *block).collect();
+        let used: BTreeSet<u32> = self.released.keys().map(|(_, block)| *block).collect();
         let found = (self.next..self.networks.blocks()).find(|block| self.is_free(*block) && !used.contains(block));
         self.next = found.map_or(self.networks.blocks(), |block| block + 1);
         found

@@ -1,8 +1,8 @@
 //! After a restore of etcd: the epoch rises, the numbers jump, before anything else happens.
 //!
 //! Asked for by a record (`bulkhead restore`), or owed because this process saw etcd's history break. Either is one
-//! transaction; the record is gone with it, so it is done once. Numbers that are not there yet jump when the import
-//! makes them: by the epoch.
+//! transaction; the record is gone with it, so it is done once. The record may name an epoch that agents have seen: the
+//! new one exceeds that, too. Numbers that are not there yet jump when the import makes them: by the epoch.
 
 use bulkhead_core::ledger::{ClusterEntry, to_json};
 use bulkhead_core::record::{Record, RestoreRecord};
@@ -13,10 +13,18 @@ use crate::state::{Mail, State};
 
 const NO_LEDGER: &str = "there is no ledger yet: it waits until the cluster's config is in force";
 
+/// Epochs rise by one at each restore: what is asked for from here on is a slip of the pen, and would use up the epochs.
+const MAX_ABOVE: u64 = 1 << 32;
+
 /// Whether the epoch has to rise.
 pub(super) fn is_due(state: &State) -> bool {
     let epoch = state.cluster.as_ref().and_then(|held| held.value.as_ref().ok()).map_or(0, |cluster| cluster.epoch);
-    wish(state).is_some() || state.owed.is_some_and(|owed| owed >= epoch)
+    followed(state).is_some() || state.owed.is_some_and(|owed| owed >= epoch)
+}
+
+/// The record, if it can be followed.
+fn followed(state: &State) -> Option<&RestoreRecord> {
+    wish(state).filter(|record| record.above.is_none_or(|above| above < MAX_ABOVE))
 }
 
 /// The record, if it is one.
@@ -29,7 +37,12 @@ pub(super) fn obstacle(state: &State) -> Option<String> {
     if let Some(Mail::Broken(broken)) = state.restore.as_ref().map(|held| &held.value) {
         return Some(broken.problem.clone());
     }
-    blocked(state)
+    blocked(state).or_else(|| {
+        let above = wish(state)?.above.filter(|above| *above >= MAX_ABOVE)?;
+        Some(format!(
+            "Above {above} is no epoch that an agent can have seen: give the one that `bulkhead agent status` shows"
+        ))
+    })
 }
 
 /// Why the epoch cannot rise, whoever wants it.
@@ -49,7 +62,8 @@ pub(super) fn step(state: &State) -> Option<Step> {
     }
     let held = state.cluster.as_ref()?;
     let cluster = held.value.as_ref().ok()?;
-    let epoch = cluster.epoch.max(state.owed.unwrap_or(0)).checked_add(1)?;
+    let above = followed(state).and_then(|record| record.above).unwrap_or(0);
+    let epoch = cluster.epoch.max(state.owed.unwrap_or(0)).max(above).checked_add(1)?;
     let keys = state.keys();
     let mut step = Step::default();
     step.expect(keys.restore(), state.restore.as_ref().map_or(0, |held| held.revision));
@@ -63,8 +77,8 @@ pub(super) fn step(state: &State) -> Option<Step> {
         mark = Some(numbers.mark());
         step.put(keys.numbers(), to_json(&numbers));
     }
-    // What is no record stays, for its answer.
-    let requested = wish(state).map(|record| record.requested.clone());
+    // What cannot be followed stays, for its answer.
+    let requested = followed(state).map(|record| record.requested.clone());
     if requested.is_some() {
         step.delete(keys.restore());
     }

@@ -42,17 +42,46 @@ async fn a_restore_raises_the_epoch_and_passes_by_what_may_be_given_out() {
 #[tokio::test]
 async fn a_broken_history_is_dealt_with_once_above_the_epoch_that_was_seen() {
     let mut scene = Scene::of(&["a"]).await;
-    scene.state.owe(Some(3));
+    scene.state.owe(Some(3), 3);
     assert_eq!(scene.settle().await, 1);
     let (epoch, mark) = epoch_and_mark(&scene).await;
     assert!(epoch == 4 && mark >= 10 + 3 * JUMP, "{epoch} {mark}");
+}
+
+/// Agents saw epoch 3, etcd went back to 1, and the controllers were started afterwards.
+#[tokio::test]
+async fn a_restore_rises_above_the_epoch_that_it_names() {
+    for (above, epoch) in [(3, 4), (1, 2), (0, 2)] {
+        let mut scene = Scene::of(&["a"]).await;
+        scene.write(&scene.keys.restore(), &format!(r#"{{"Requested":"","Above":{above}}}"#)).await;
+        assert_eq!(scene.settle().await, 1);
+        let (risen, mark) = epoch_and_mark(&scene).await;
+        assert!(risen == epoch && mark >= 10 + (u32::try_from(epoch).unwrap() - 1) * JUMP, "{above}: {risen} {mark}");
+        assert_eq!(scene.text(&scene.keys.restore()).await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_restore_above_what_no_agent_can_have_seen_is_answered_and_holds_nothing_up() {
+    for above in ["4294967296", "18446744073709551615", "-1", "\"3\""] {
+        let mut scene = Scene::of(&["a"]).await;
+        scene.write(&scene.keys.restore(), &format!(r#"{{"Requested":"","Above":{above}}}"#)).await;
+        scene.record("b", "{}").await;
+        scene.settle().await;
+        assert!(scene.text(&scene.keys.restore()).await.contains("Error"), "{above}");
+        assert_eq!((scene.state.epoch(), scene.numbers("b")), (Some(1), Some((11, 11))), "{above}");
+        scene.state.owe(Some(1), 1);
+        scene.settle().await;
+        assert_eq!(scene.state.epoch(), Some(2), "nor what is owed");
+        assert!(scene.text(&scene.keys.restore()).await.contains("Error"), "{above}");
+    }
 }
 
 #[tokio::test]
 async fn an_etcd_without_a_ledger_begins_above_what_was_seen() {
     let mut scene = Scene::empty().await;
     scene.record("a", "{}").await;
-    scene.state.owe(Some(1));
+    scene.state.owe(Some(1), 1);
     scene.settle().await;
     let (epoch, mark) = epoch_and_mark(&scene).await;
     assert!(epoch == 2 && mark > JUMP, "{epoch} {mark}");
@@ -81,7 +110,7 @@ async fn what_is_no_record_is_answered_and_holds_nothing_up() {
     scene.settle().await;
     assert!(scene.text(&scene.keys.restore()).await.contains("Error"));
     assert_eq!((scene.state.epoch(), scene.numbers("b")), (Some(1), Some((11, 11))));
-    scene.state.owe(Some(1));
+    scene.state.owe(Some(1), 1);
     scene.settle().await;
     assert_eq!(scene.state.epoch(), Some(2), "nor what is owed");
 }
@@ -90,7 +119,7 @@ async fn what_is_no_record_is_answered_and_holds_nothing_up() {
 async fn numbers_that_cannot_be_read_hold_everything_up() {
     let mut scene = asked().await;
     scene.write(&scene.keys.numbers(), "{").await;
-    scene.state.owe(Some(1));
+    scene.state.owe(Some(1), 1);
     scene.record("b", "{}").await;
     assert_eq!(scene.settle().await, 1);
     assert!(scene.text(&scene.keys.restore()).await.contains("cannot be read"));
@@ -126,4 +155,19 @@ async fn a_restore_does_not_lose_the_numbers_given_out_meanwhile() {
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"mark":5000000}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;
     assert!(epoch_and_mark(&scene).await.1 < 5_000_000, "the mark went back");
+}
+
+#[tokio::test]
+async fn behind_a_raised_epoch_those_who_name_their_subnet_come_first() {
+    let mut scene = Scene::of(&["a"]).await;
+    scene.state.serve_named_only(true);
+    scene.asks("new", "10.0.0.9").await;
+    assert_eq!(scene.next(), None, "it waits");
+    let known = r#"{"Host":"n1","HostIP":"10.0.0.1","Subnet":"172.11.0.0/22","Assign":true}"#;
+    scene.subnet("10.0.0.1", known).await;
+    scene.settle().await;
+    scene.state.serve_named_only(false);
+    scene.settle().await;
+    assert_eq!(scene.read_subnet("10.0.0.1").await.subnet, "172.11.0.0/22");
+    assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.4.0/22");
 }

@@ -1,9 +1,10 @@
 //! Ledger entries that somebody else deleted: what they said, for the leader to put back.
 //!
 //! Only the leader writes the ledger, so an entry that is gone though the leader did not remove it is damage: a person
-//! with etcdctl, a wrong script. Promises: nothing is remembered of what the leader itself removes (its own deletions
+//! with etcdctl, a wrong script. One that was overwritten by what cannot be read is kept in mind as well, for when
+//! somebody deletes that (a newer version may have written it, so it is not ours to overwrite). Promises: nothing is remembered of what the leader itself removes (its own deletions
 //! never come here: [`State::committed`](super::State::committed) is told of them first, and what it removes has no
-//! mailbox record any more), and a mailbox record that was deleted or written anew since ends the memory.
+//! mailbox record any more, or one that is younger than the entry: a re-created namespace's), and a mailbox record that was deleted or written anew since ends the memory.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use bulkhead_core::ledger::{ClusterEntry, NodeEntry};
 use bulkhead_core::{Namespace, Numbers, Tenant};
 
-use super::State;
+use super::{Held, Readable, State};
 
 /// What was lost. Each with the create revision of the mailbox record that it belonged to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,6 +21,10 @@ pub(crate) struct Lost {
     pub(crate) nodes: BTreeMap<IpAddr, (NodeEntry, i64)>,
     pub(crate) numbers: Option<Numbers>,
     pub(crate) cluster: Option<ClusterEntry>,
+}
+
+fn is_readable<T>(held: Option<&Held<Readable<T>>>) -> bool {
+    held.is_some_and(|held| held.value.is_ok())
 }
 
 impl Lost {
@@ -32,17 +37,23 @@ impl Lost {
 impl State {
     /// Remembers a namespace's entry that is about to vanish from the state.
     pub(super) fn lose_tenant(&mut self, namespace: &Namespace) {
-        let held = self.ledger.get(namespace).and_then(|held| held.value.as_ref().ok());
-        let (Some(tenant), Some(record)) = (held, self.records.get(namespace)) else { return };
-        if !self.departed.contains(namespace) {
+        let (Some(held), Some(record)) = (self.ledger.get(namespace), self.records.get(namespace)) else { return };
+        if let Ok(tenant) = &held.value
+            && held.created >= record.created
+            && !self.departed.contains(namespace)
+        {
             self.lost.tenants.insert(namespace.clone(), (tenant.clone(), record.created));
         }
     }
 
     /// Remembers a node's.
     pub(super) fn lose_node(&mut self, address: IpAddr) {
-        let held = self.nodes.get(&address).and_then(|held| held.value.as_ref().ok());
-        if let (Some(node), Some(record)) = (held, self.subnets.get(&address.to_string())) {
+        let (Some(held), Some(record)) = (self.nodes.get(&address), self.subnets.get(&address.to_string())) else {
+            return;
+        };
+        if let Ok(node) = &held.value
+            && held.created >= record.created
+        {
             self.lost.nodes.insert(address, (node.clone(), record.created));
         }
     }
@@ -60,14 +71,19 @@ impl State {
     /// Takes over what a list that leads on from the state `before` no longer shows.
     pub(super) fn lose_what_is_missing(&mut self, mut before: Self) {
         let tenants: Vec<_> =
-            before.ledger.keys().filter(|namespace| !self.ledger.contains_key(*namespace)).cloned().collect();
-        tenants.iter().for_each(|namespace| before.lose_tenant(namespace));
-        let nodes: Vec<_> = before.nodes.keys().filter(|address| !self.nodes.contains_key(*address)).copied().collect();
-        nodes.into_iter().for_each(|address| before.lose_node(address));
-        if self.numbers.is_none() {
+            before.ledger.keys().filter(|namespace| !is_readable(self.ledger.get(*namespace))).cloned().collect();
+        for namespace in &tenants {
+            before.lose_tenant(namespace);
+        }
+        let nodes: Vec<_> =
+            before.nodes.keys().filter(|address| !is_readable(self.nodes.get(*address))).copied().collect();
+        for address in nodes {
+            before.lose_node(address);
+        }
+        if !is_readable(self.numbers.as_ref()) {
             before.lose_numbers();
         }
-        if self.cluster.is_none() {
+        if !is_readable(self.cluster.as_ref()) {
             before.lose_cluster();
         }
         self.lost = before.lost;
@@ -81,17 +97,18 @@ impl State {
         }
         let (records, ledger) = (&self.records, &self.ledger);
         self.lost.tenants.retain(|namespace, (_, created)| {
-            !ledger.contains_key(namespace) && records.get(namespace).is_some_and(|record| record.created == *created)
+            !is_readable(ledger.get(namespace))
+                && records.get(namespace).is_some_and(|record| record.created == *created)
         });
         let (subnets, nodes) = (&self.subnets, &self.nodes);
         self.lost.nodes.retain(|address, (_, created)| {
-            !nodes.contains_key(address)
+            !is_readable(nodes.get(address))
                 && subnets.get(&address.to_string()).is_some_and(|record| record.created == *created)
         });
-        if self.numbers.is_some() {
+        if is_readable(self.numbers.as_ref()) {
             self.lost.numbers = None;
         }
-        if self.cluster.is_some() {
+        if is_readable(self.cluster.as_ref()) {
             self.lost.cluster = None;
         }
     }

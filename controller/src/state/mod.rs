@@ -69,6 +69,10 @@ pub struct State {
     pub(crate) restore: Option<Held<Mail<RestoreRecord>>>,
     /// The epoch that the ledger's has to exceed, for etcd's history broke.
     pub(crate) owed: Option<u64>,
+    /// The highest epoch that this process has seen.
+    pub(crate) seen_epoch: u64,
+    /// Whether machines that name no subnet have to wait: those that got theirs behind a lost state ask first.
+    pub(crate) named_only: bool,
     pub(crate) cluster: Option<Held<Readable<ClusterEntry>>>,
     pub(crate) ledger: BTreeMap<Namespace, Held<Readable<Tenant>>>,
     /// The readable part of `ledger`, indexed.
@@ -95,6 +99,8 @@ impl State {
             subnets: BTreeMap::new(),
             restore: None,
             owed: None,
+            seen_epoch: 0,
+            named_only: false,
             cluster: None,
             ledger: BTreeMap::new(),
             tenants: Tenants::default(),
@@ -127,19 +133,25 @@ impl State {
         self.cluster.as_ref()?.value.as_ref().ok().map(|cluster| cluster.epoch)
     }
 
-    /// Says which epoch the ledger's has to exceed before anything else happens.
-    pub const fn owe(&mut self, epoch: Option<u64>) {
-        self.owed = epoch;
+    /// Says which epoch the ledger's has to exceed before anything else happens, and which is the highest one seen.
+    pub const fn owe(&mut self, owed: Option<u64>, seen: u64) {
+        self.owed = owed;
+        self.seen_epoch = seen;
     }
 
-    /// Replaces everything but what is owed.
+    /// Says whether only machines that name their subnet are served.
+    pub const fn serve_named_only(&mut self, named_only: bool) {
+        self.named_only = named_only;
+    }
+
+    /// Replaces everything but what it was told otherwise.
     pub fn replace(&mut self, snapshot: &Snapshot) {
         let mut fresh = Self::new(self.keys.clone());
         for entry in &snapshot.entries {
             fresh.put(entry);
         }
         fresh.revision = snapshot.revision;
-        fresh.owed = self.owed;
+        (fresh.owed, fresh.seen_epoch, fresh.named_only) = (self.owed, self.seen_epoch, self.named_only);
         // Histories of two clusters, or of one before and after a restore, cannot be compared.
         if snapshot.discontinuity.is_none() {
             let replaced = self
@@ -147,7 +159,12 @@ impl State {
                 .iter()
                 .filter(|(namespace, old)| fresh.records.get(*namespace).is_none_or(|new| new.created > old.created));
             let departed = replaced.map(|(namespace, _)| namespace).chain(&self.departed);
-            fresh.departed = departed.filter(|namespace| fresh.ledger.contains_key(*namespace)).cloned().collect();
+            // An entry made after the new record is the new namespace's: another leader has seen to it.
+            let outlived = |namespace: &&Namespace| {
+                let record = fresh.records.get(*namespace).map_or(i64::MAX, |record| record.created);
+                fresh.ledger.get(*namespace).is_some_and(|entry| entry.created < record)
+            };
+            fresh.departed = departed.filter(outlived).cloned().collect();
             let before = std::mem::replace(self, Self::new(self.keys.clone()));
             fresh.lose_what_is_missing(before);
         }
@@ -274,17 +291,38 @@ impl State {
                 self.strangers.insert(entry.key.clone(), stranger);
             }
             Place::Restore => self.restore = Some(hold(entry, Mail::read(&entry.value))),
-            Place::Cluster => self.cluster = Some(hold(entry, read(&entry.value))),
+            Place::Cluster => {
+                let cluster = read(&entry.value);
+                if cluster.is_err() {
+                    self.lose_cluster();
+                }
+                self.cluster = Some(hold(entry, cluster));
+            }
             Place::Tenant(namespace) => {
                 let tenant: Readable<Tenant> = read(&entry.value);
+                if tenant.is_err() {
+                    self.lose_tenant(&namespace);
+                }
                 match &tenant {
                     Ok(tenant) => self.tenants.insert(namespace.clone(), tenant.clone()),
                     Err(_) => drop(self.tenants.remove(&namespace)),
                 }
                 self.ledger.insert(namespace, hold(entry, tenant));
             }
-            Place::Node(address) => drop(self.nodes.insert(address, hold(entry, read(&entry.value)))),
-            Place::Numbers => self.numbers = Some(hold(entry, read(&entry.value))),
+            Place::Node(address) => {
+                let node = read(&entry.value);
+                if node.is_err() {
+                    self.lose_node(address);
+                }
+                self.nodes.insert(address, hold(entry, node));
+            }
+            Place::Numbers => {
+                let numbers = read(&entry.value);
+                if numbers.is_err() {
+                    self.lose_numbers();
+                }
+                self.numbers = Some(hold(entry, numbers));
+            }
             Place::Released(segment) => {
                 let released = read_released(&segment, &entry.value);
                 self.released.insert(segment, hold(entry, released));

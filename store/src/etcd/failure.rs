@@ -35,6 +35,8 @@ pub(super) enum Failure {
     Login(Cause),
     Permission(Cause),
     Refused(Cause),
+    /// The answer is larger than what is read of one.
+    TooLarge(Cause),
     LeaseGone,
     Compacted,
     /// Sent, and the answer is lost.
@@ -117,6 +119,7 @@ impl Failure {
             },
             Self::Permission(source) => StoreError::PermissionDenied { what, source },
             Self::Refused(source) => StoreError::Refused { what, source },
+            Self::TooLarge(source) => StoreError::AnswerTooLarge { what, source },
             Self::LeaseGone => StoreError::LeaseLost { lease: 0 },
             Self::Compacted => StoreError::Compacted,
             Self::NotTaken(source) => StoreError::Unavailable { what, source },
@@ -148,6 +151,8 @@ fn of_status(status: &tonic::Status) -> Failure {
         Code::InvalidArgument if has("auth store is old") => Failure::StaleLogin(cause),
         Code::InvalidArgument if has("authentication failed") || has("user name is empty") => Failure::Login(cause),
         Code::OutOfRange if has("compacted") || has("future revision") => Failure::Compacted,
+        // Said by tonic of an answer that it does not read.
+        Code::OutOfRange if has("message length too large") => Failure::TooLarge(cause),
         Code::NotFound if has("lease not found") => Failure::LeaseGone,
         // Both are said before the request is proposed.
         Code::Unavailable if has("etcdserver: no leader") => Failure::NotTaken(cause),

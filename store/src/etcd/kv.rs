@@ -12,8 +12,10 @@ use crate::error::StoreError;
 use crate::txn::{Conflict, Operation, Outcome, Target, Txn};
 use crate::watch::Prefixes;
 
-/// Keys per page: 500 of the largest records stay far below the limit of an answer.
-const PAGE: i64 = 500;
+/// Keys per page of a list. Records are small, so the first will do; but whoever may write keys may write large ones,
+/// and a page that exceeds [`MAX_ANSWER_BYTES`] is asked for again with the next size: 40 values of 1.5 MiB (etcd's own
+/// limit) fit, and where an etcd allows larger ones, one at a time.
+const PAGES: [i64; 3] = [500, 40, 1];
 /// How often a list starts over when it is compacted in the middle.
 const RESTARTS: usize = 10;
 
@@ -76,13 +78,22 @@ impl Etcd {
 
     async fn list_once(&self, prefixes: &Prefixes) -> Result<Snapshot, StoreError> {
         let mut snapshot = Snapshot { revision: 0, cluster_id: 0, entries: Vec::new(), discontinuity: None };
+        let (mut limit, mut smaller) = (PAGES[0], PAGES[1..].iter());
         for prefix in prefixes.iter() {
             let what = format!("listing {prefix:?}");
             let mut start = range_start(prefix);
             loop {
                 let options =
-                    GetOptions::new().with_range(range_end(prefix)).with_limit(PAGE).with_revision(snapshot.revision);
-                let page = self.range(&what, start, options).await?;
+                    GetOptions::new().with_range(range_end(prefix)).with_limit(limit).with_revision(snapshot.revision);
+                let page = match (self.range(&what, start.clone(), options).await, smaller.as_slice()) {
+                    (Err(StoreError::AnswerTooLarge { .. }), [next, ..]) => {
+                        tracing::debug!(what, limit, "a page is too large, asking for fewer keys");
+                        limit = *next;
+                        smaller.next();
+                        continue;
+                    }
+                    (page, _) => page?,
+                };
                 let header = page.header().ok_or_else(|| no_header(&what))?;
                 if snapshot.revision == 0 {
                     snapshot.revision = header.revision();

@@ -24,7 +24,8 @@ pub(crate) use watch::EtcdWatch;
 
 /// HTTP/2 pings: a frozen member is noticed within twice this time, also while nothing is asked.
 const PING: Duration = Duration::from_secs(2);
-/// Above what one page of a list or one response of a watch may hold (etcd's own limit per request is 1.5 MiB).
+/// The largest answer that is read: above what one response of a watch may hold (etcd's own limit per request is
+/// 1.5 MiB), and above a page of a list unless it has very large values.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// A client of a real etcd; clones share their connections.
@@ -180,7 +181,7 @@ impl Etcd {
             if worst.is_none() || !matches!(failure, Failure::NotSent(_)) {
                 worst = Some((failure, at));
             }
-            let pause = if attempt % count == 0 { backoff.next() } else { Duration::ZERO };
+            let pause = if attempt % count == 0 { backoff.pause() } else { Duration::ZERO };
             if Instant::now() + pause >= deadline {
                 break;
             }

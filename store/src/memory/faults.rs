@@ -24,6 +24,8 @@ pub enum WriteFault {
 #[derive(Debug, Default)]
 struct Switches {
     reads: bool,
+    /// How many more writes are sent before reads fail.
+    reads_after: Option<usize>,
     writes: WriteFault,
     next_write: Option<WriteFault>,
     watches: bool,
@@ -73,6 +75,16 @@ impl Faults {
         self.lock().reads = on;
     }
 
+    /// Lets reads fail as unreachable once so many more writes were sent, whatever became of those.
+    pub fn fail_reads_after(&self, writes: usize) {
+        self.lock().reads_after = Some(writes);
+    }
+
+    /// Whether reads fail now.
+    pub fn reads_fail(&self) -> bool {
+        self.lock().reads
+    }
+
     /// Lets all writes fail.
     pub fn fail_writes(&self, fault: WriteFault) {
         self.lock().writes = fault;
@@ -118,6 +130,10 @@ impl Faults {
 
     pub(super) fn take_write_fault(&self) -> WriteFault {
         let mut switches = self.lock();
+        switches.reads_after = switches.reads_after.map(|left| left.saturating_sub(1));
+        if switches.reads_after == Some(0) {
+            (switches.reads, switches.reads_after) = (true, None);
+        }
         switches.next_write.take().unwrap_or(switches.writes)
     }
 }
