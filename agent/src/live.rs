@@ -9,8 +9,8 @@ use bulkhead_core::attachment::AttachmentId;
 use bulkhead_core::cluster::Networks;
 use bulkhead_core::network::GATEWAY;
 
-use crate::datapath::abi::{EndpointValue, NS_UNKNOWN};
-use crate::datapath::{Datapath, DatapathError, Endpoints, Geometry, Namespaces};
+use crate::datapath::abi::EndpointValue;
+use crate::datapath::{Datapath, DatapathError, Endpoints, Geometry};
 use crate::pods::wire::GATEWAY_MAC;
 use crate::pods::{Record, Records, Remover};
 
@@ -113,9 +113,13 @@ impl Live {
         }
         // Held over both: the index must not become another namespace's in between.
         let namespaces = locked(&self.datapath.namespaces);
-        let namespace = index(&namespaces, record).ok_or(DatapathError::NoIndex(record.vni))?;
-        let endpoint = endpoint(record, namespace);
-        locked(&self.datapath.endpoints).publish(record.host, endpoint, record.limits.policer())
+        let mut endpoints = locked(&self.datapath.endpoints);
+        if namespaces.are_as_adopted() && endpoints.names(record.host, record.ifindex)? {
+            // Whose a VNI is was known better when this was written.
+            return Ok(());
+        }
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
+        endpoints.publish(record.host, endpoint, record.limits.policer())
     }
 
     /// Writes a pod anew under `namespace`, an index that the caller, who holds the indices' lock, found. One that a DEL has
@@ -128,9 +132,11 @@ impl Live {
 
     /// Whether the maps hold a pod as its record says.
     pub fn is_published(&self, record: &Record) -> Result<bool, DatapathError> {
+        if !self.is_here(record) {
+            return Ok(false);
+        }
         let namespaces = locked(&self.datapath.namespaces);
-        let Some(namespace) = index(&namespaces, record).filter(|_| self.is_here(record)) else { return Ok(false) };
-        let endpoint = endpoint(record, namespace);
+        let endpoint = endpoint(record, namespaces.index_of(&record.namespace, record.vni));
         locked(&self.datapath.endpoints).holds(record.host, endpoint, record.limits.policer())
     }
 
@@ -155,11 +161,6 @@ impl Live {
         self.records.remove(&record.id);
         Ok(())
     }
-}
-
-/// The index under which a pod acts, if its VNI has one.
-fn index(namespaces: &Namespaces, record: &Record) -> Option<u32> {
-    Some(namespaces.index_of(&record.namespace, record.vni)).filter(|index| *index != NS_UNKNOWN)
 }
 
 fn endpoint(record: &Record, namespace: u32) -> EndpointValue {

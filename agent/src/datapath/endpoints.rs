@@ -83,6 +83,12 @@ impl Endpoints {
             && self.pods.get(&host, 0).map_err(map_error("endpoints", "read"))? == endpoint.to_bytes())
     }
 
+    /// Whether the entry of a host part names this device.
+    pub fn names(&self, host: u32, ifindex: u32) -> Result<bool, DatapathError> {
+        let held = self.pods.get(&host, 0).map_err(map_error("endpoints", "read"))?;
+        Ok(EndpointValue::occupant(&held).is_some_and(|(occupant, _)| occupant == ifindex))
+    }
+
     /// Forgets a pod: nothing is delivered to its address any more and nothing from its device counts as anybody's.
     pub fn withdraw(&mut self, host: u32, ifindex: u32) -> Result<(), DatapathError> {
         self.clear(host)?;

@@ -66,9 +66,6 @@ pub enum DatapathError {
         /// What the kernel said.
         source: Box<MapError>,
     },
-    /// A VNI has no index, so that nobody could judge its pods.
-    #[error("VNI {0} has no namespace index on this node; its namespace changed just now: try again")]
-    NoIndex(u32),
     /// More namespaces than the mark can name.
     #[error("this node knows more than 65533 namespaces; delete some")]
     TooManyNamespaces,

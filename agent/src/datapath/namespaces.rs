@@ -47,6 +47,7 @@ pub struct Namespaces {
     next: u32,
     bank: u32,
     origin: Origin,
+    as_adopted: bool,
     /// Indices that pods' entries mention: see [`Namespaces::hold`].
     held: BTreeSet<u32>,
     /// VNIs that the intent no longer has: out of every network by the next bank, forgotten by [`Namespaces::settle`].
@@ -71,6 +72,7 @@ impl Namespaces {
             next: NS_FIRST,
             bank: state.bank,
             origin: state.origin,
+            as_adopted: true,
             held: BTreeSet::new(),
             leaving: Vec::new(),
             owners: BTreeMap::new(),
@@ -110,6 +112,11 @@ impl Namespaces {
     /// They are of this state of etcd, and the state word says so.
     pub const fn brought_to(&mut self, origin: Origin) {
         self.origin = origin;
+    }
+
+    /// Whether they are as an earlier agent left them: no intent was written into them since.
+    pub const fn are_as_adopted(&self) -> bool {
+        self.as_adopted
     }
 
     /// Tells which indices pods' entries mention: each stays with its VNI, and none is given to another. A pod whose record is
@@ -175,6 +182,7 @@ impl Namespaces {
         node: Network,
         keep: &BTreeSet<u32>,
     ) -> Result<Option<u32>, DatapathError> {
+        self.as_adopted = false;
         let gone = |vni: &u32| !intent.contains_key(vni);
         let kept: BTreeSet<u32> = self.vnis().chain(keep.iter().copied()).filter(gone).collect();
         let is_held =

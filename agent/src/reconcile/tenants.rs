@@ -63,10 +63,9 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
     let mut namespaces = locked(&live.datapath.namespaces);
     let records = live.records.all();
     let read = shared.read(|intent, _| {
-        (!is_outdated(intent, &namespaces)).then(|| {
-            let origin = Origin::new(intent.cluster_id, intent.revision);
-            (networks(intent), owners(intent), orphans(&records, intent), origin)
-        })
+        let outdated = is_outdated(intent, &namespaces);
+        let origin = Origin::new(intent.cluster_id, intent.revision);
+        (!outdated).then(|| (networks(intent), owners(intent), orphans(&records, intent), origin))
     });
     let Some(((known, unknown), owners, orphans, origin)) = read else { return Ok(()) };
     namespaces.hold(locked(&live.datapath.endpoints).namespaces());

@@ -55,7 +55,7 @@ pub(super) fn failure(error: &AttachError) -> Failure {
         | AttachError::Namespace(_)
         | AttachError::HostNetns
         | AttachError::Wire(WireError::Name(_)) => Code::InvalidEnvironment,
-        AttachError::UnknownNamespace(_) | AttachError::Datapath(DatapathError::NoIndex(_)) => Code::TryAgainLater,
+        AttachError::UnknownNamespace(_) => Code::TryAgainLater,
         AttachError::Limit(_) => Code::InvalidConfig,
         AttachError::Record(RecordError::Full(_)) => Code::AddressPoolFull,
         AttachError::Wire(WireError::InterfaceExists(_)) => Code::InterfaceExists,
@@ -110,8 +110,8 @@ pub(super) fn add(
         stage: Stage::Attaching,
     })?;
     // The namespace may have gone before the record was there to hold its index.
-    let attached = with_index(agent, live, vni).map_err(Into::into).and_then(|()| attach(live, &record, netns, &home));
-    match attached {
+    let held = with_index(agent, live, (&record.namespace, vni)).map_err(Into::into);
+    match held.and_then(|()| attach(live, &record, netns, &home)) {
         Ok(()) => Ok(described(live, &record)),
         Err(error) => {
             undo(live, &record);
@@ -124,15 +124,13 @@ pub(super) fn add(
 fn vni_of(agent: &Agent, live: &Live, namespace: &Namespace) -> Result<u32, AttachError> {
     let found = agent.shared.read(|intent, _| intent.namespaces.get(namespace).map(|tenant| tenant.vni.get()));
     let vni = found.ok_or_else(|| AttachError::UnknownNamespace(namespace.clone()))?;
-    if !locked(&live.datapath.namespaces).is_known(namespace, vni) {
-        apply_namespaces(live, &agent.shared)?;
-    }
-    with_index(agent, live, vni)?;
+    with_index(agent, live, (namespace, vni))?;
     Ok(vni)
 }
 
-fn with_index(agent: &Agent, live: &Live, vni: u32) -> Result<(), DatapathError> {
-    if locked(&live.datapath.namespaces).index(vni).is_some() { Ok(()) } else { apply_namespaces(live, &agent.shared) }
+fn with_index(agent: &Agent, live: &Live, (namespace, vni): (&Namespace, u32)) -> Result<(), DatapathError> {
+    let known = locked(&live.datapath.namespaces).is_known(namespace, vni);
+    if known { Ok(()) } else { apply_namespaces(live, &agent.shared) }
 }
 
 /// What an earlier ADD of the same attachment left. One that still stands is an error, or the answer (true) if the plugin asks

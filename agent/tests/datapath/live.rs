@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_agent::datapath::abi::{EndpointValue, NETID_NONE, NamespaceValue};
+use bulkhead_agent::datapath::abi::{EndpointValue, NETID_NONE, NS_UNKNOWN, NamespaceValue};
 use bulkhead_agent::datapath::{Datapath, DatapathError};
 use bulkhead_agent::intent::Shared;
 use bulkhead_agent::live::{Live, locked};
@@ -165,25 +165,26 @@ fn a_freed_index_that_a_pod_still_mentions_is_given_to_nobody() {
 }
 
 #[test]
-fn no_pod_is_published_without_an_index() {
+fn a_pod_whose_vni_has_no_index_counts_as_unknown_until_it_has() {
     on_folders(|bpf_dir, run_dir| {
         let (live, shared) = (start(bpf_dir, run_dir), Shared::default());
         tell(&shared, 1, &[(10, 10)]);
         apply_namespaces(&live, &shared).unwrap();
         let late = record("late", 20, 9);
-        assert!(matches!(live.publish(&late), Err(DatapathError::NoIndex(20))));
-        assert!(!live.is_published(&late).unwrap());
-        assert_eq!(locked(&live.datapath.endpoints).occupied().unwrap(), 0);
+        let occupant = || {
+            let endpoints: aya::maps::Array<_, [u8; EndpointValue::SIZE]> =
+                pinned(bpf_dir, "endpoints", aya::maps::Map::Array);
+            EndpointValue::occupant(&endpoints.get(&9, 0).unwrap())
+        };
+        live.publish(&late).unwrap();
+        assert_eq!(occupant(), Some((late.ifindex, NS_UNKNOWN)));
         // With the record in the books its VNI has an index, whatever became of the namespace: as an ADD does.
         live.records.update(&late).unwrap();
         apply_namespaces(&live, &shared).unwrap();
         live.publish(&late).unwrap();
         assert!(live.is_published(&late).unwrap());
         assert_eq!(net_id(bpf_dir, &live, 20), Some(NETID_NONE));
-        let endpoints: aya::maps::Array<_, [u8; EndpointValue::SIZE]> =
-            pinned(bpf_dir, "endpoints", aya::maps::Map::Array);
-        let occupant = EndpointValue::occupant(&endpoints.get(&9, 0).unwrap());
-        assert_eq!(occupant, Some((late.ifindex, index(&live, 20).unwrap())));
+        assert_eq!(occupant(), Some((late.ifindex, index(&live, 20).unwrap())));
     });
 }
 
@@ -285,5 +286,42 @@ fn what_others_write_into_the_namespaces_maps_is_written_over() {
         tell(&shared, 2, &[(10, 10), (20, 20)]);
         apply_namespaces(&live, &shared).unwrap();
         assert_eq!((index(&live, 30), value(bpf_dir, c).assigned), (None, false));
+    });
+}
+
+/// Only an intent as new as the maps can say that a VNI is another namespace's.
+#[test]
+fn an_older_cache_brings_no_orphan_back_under_its_old_vni() {
+    on_folders(|bpf_dir, run_dir| {
+        let (live, shared) = (start(bpf_dir, run_dir), Shared::default());
+        let mut old = record("old", 20, 9);
+        old.namespace = Namespace::new("ns10").unwrap();
+        live.records.update(&old).unwrap();
+        tell(&shared, 9, &[(10, 10), (20, 20)]);
+        apply_namespaces(&live, &shared).unwrap();
+        live.publish(&old).unwrap();
+        assert!(live.is_published(&old).unwrap());
+        let nobody = index(&live, bulkhead_agent::datapath::ORPHANS).unwrap();
+        let held = || {
+            let endpoints: aya::maps::Array<_, [u8; EndpointValue::SIZE]> =
+                pinned(bpf_dir, "endpoints", aya::maps::Map::Array);
+            EndpointValue::occupant(&endpoints.get(&9, 0).unwrap()).map(|(_, namespace)| namespace)
+        };
+        assert_eq!(held(), Some(nobody));
+        drop(live);
+        let live = start(bpf_dir, run_dir);
+        tell(&shared, 8, &[]);
+        shared.update(|intent| intent.cached = true);
+        apply_namespaces(&live, &shared).unwrap();
+        live.publish(&old).unwrap();
+        assert_eq!(held(), Some(nobody));
+        // A new pod is published all the same.
+        let young = record("young", 10, 10);
+        live.publish(&young).unwrap();
+        tell(&shared, 9, &[(10, 10), (20, 20)]);
+        shared.update(|intent| intent.cached = false);
+        apply_namespaces(&live, &shared).unwrap();
+        live.publish(&young).unwrap();
+        assert!(live.is_published(&old).unwrap() && live.is_published(&young).unwrap());
     });
 }
