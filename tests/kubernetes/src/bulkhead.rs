@@ -101,15 +101,20 @@ pub fn await_ready(cluster: &Cluster) -> Result<(), LabError> {
             .run(&["-n", NAMESPACE, "rollout", "status", what, &limit])
             .map_err(|error| explain(cluster, &error))?;
     }
-    cluster.await_nodes_ready()?;
-    cluster.await_dns()
+    cluster.await_nodes_ready().and_then(|()| cluster.await_dns()).map_err(|error| explain(cluster, &error))
 }
 
 /// An error with what the pods say.
 fn explain(cluster: &Cluster, error: &LabError) -> LabError {
     let mut text = error.to_string();
     for arguments in [
-        &["-n", NAMESPACE, "get", "pods", "-o", "wide"][..],
+        &[
+            "get",
+            "nodes",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name}{': '}{.status.conditions[?(@.type=='Ready')].message}{'\\n'}{end}",
+        ][..],
+        &["get", "pods", "-A", "-o", "wide"],
         &["-n", NAMESPACE, "get", "events", "--sort-by=.lastTimestamp"],
         &[
             "-n",
