@@ -204,9 +204,9 @@ fn answer(agent: &Agent, desk: &Desk, mut stream: UnixStream) {
 /// Reads a request and the netns beside it, from a peer that is root.
 fn request(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), Failure> {
     let io = |error: io::Error| Failure::new(Code::Io, "the agent could not read the request", error.to_string());
-    let peer = rustix::net::sockopt::socket_peercred(&*stream).map_err(|error| io(error.into()))?;
-    if !peer.uid.is_root() {
-        tracing::warn!(uid = peer.uid.as_raw(), "a peer that is not root was refused");
+    let uid = crate::sys::peer_uid(&*stream).map_err(io)?;
+    if uid != 0 {
+        tracing::warn!(uid, "a peer that is not root was refused");
         let msg = "the agent's socket is for root only";
         return Err(Failure::new(Code::InvalidEnvironment, msg, "run the command as root"));
     }

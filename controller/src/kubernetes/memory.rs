@@ -66,7 +66,10 @@ pub(super) async fn recall(client: &Client, namespace: &str) -> Option<Memory> {
                 warn!(namespace, name = NAME, %answer, "the ConfigMap may not be read: a restore of etcd from before this start is not noticed");
                 return None;
             }
-            Err(error) => debug!(%error, "the API server cannot be read"),
+            Err(error) if retry == RETRY.0 => {
+                warn!(namespace, name = NAME, %error, "the ConfigMap cannot be read: nothing of Kubernetes is followed until it can");
+            }
+            Err(error) => debug!(%error, "the ConfigMap cannot be read"),
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 2).min(RETRY.1);
