@@ -1,5 +1,7 @@
 //! A whole cluster: underlay, etcd, the node `control` with the control plane, and worker nodes `n1`, `n2`, ...
 
+mod operations;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use crate::control_plane::{self, API_SERVER};
 use crate::disk::Disk;
 use crate::kubectl::Kubectl;
 use crate::network::{self, Network};
-use crate::node::{CONTAINERD, Node};
+use crate::node::Node;
 use crate::programs::Programs;
 use crate::service::{self, Identity, ProxyMode};
 use crate::{dns, images, kubeconfig};
@@ -380,100 +382,6 @@ impl Cluster {
     pub fn await_dns(&self) -> Result<(), LabError> {
         let deployment = ["-n", "kube-system", "deployment/coredns"];
         self.kubectl.wait("condition=Available", &deployment, NODES_READY).map(drop)
-    }
-
-    /// Adds a worker with the lowest free number; gives its name. It is registered when this returns.
-    pub fn add_node(&self) -> Result<String, LabError> {
-        let taken = self.locked().keys().cloned().collect::<Vec<_>>();
-        let name = (1..=MAX_WORKERS).map(|number| format!("n{number}")).find(|name| !taken.contains(name));
-        let name = name.ok_or_else(|| LabError::Refused {
-            what: "add a node".into(),
-            answer: format!("{MAX_WORKERS} workers are there already"),
-        })?;
-        self.build_node(&name)?;
-        self.await_registered()?;
-        Ok(name)
-    }
-
-    /// Takes a node away for ever: its power is cut, its disk goes, its Node object is deleted.
-    pub fn remove_node(&self, name: &str) -> Result<(), LabError> {
-        let node = self.node(name)?;
-        if node.identity().control_plane {
-            return Err(LabError::Refused { what: format!("remove {name}"), answer: "it is the control plane".into() });
-        }
-        self.power_off(name)?;
-        self.locked().remove(name);
-        for other in self.nodes().iter().filter(|_| self.spec.network == Network::Reference) {
-            other.with_machine(|machine| network::remove_route(machine, node.address()))?;
-        }
-        let dir = self.dir().join(name);
-        fs::remove_dir_all(&dir).tried(|| format!("remove {}", dir.display()))?;
-        self.kubectl.run(&["delete", "node", name]).map(drop)
-    }
-
-    /// Cuts a node's power and leaves it off.
-    pub fn power_off(&self, name: &str) -> Result<(), LabError> {
-        self.node(name)?.power_off()?;
-        self.underlay.leave(name)
-    }
-
-    /// Switches a node on that [`Self::power_off`] left off: the disk is as it was, memory empty.
-    pub fn power_on(&self, name: &str) -> Result<(), LabError> {
-        self.boot(&*self.node(name)?, false)
-    }
-
-    /// Cuts a node's power and switches it on again.
-    pub fn reboot(&self, name: &str) -> Result<(), LabError> {
-        self.power_off(name)?;
-        self.power_on(name)
-    }
-
-    /// Drops all packets between a node and all other machines.
-    pub fn cut_off(&self, name: &str) -> Result<(), LabError> {
-        self.underlay.cut(name)
-    }
-
-    /// Undoes [`Self::cut_off`].
-    pub fn reconnect(&self, name: &str) -> Result<(), LabError> {
-        self.underlay.mend(name)
-    }
-
-    /// Kills a node's kubelet and starts it again.
-    pub fn restart_kubelet(&self, name: &str) -> Result<(), LabError> {
-        self.node(name)?.restart("kubelet")
-    }
-
-    /// Kills a node's containerd and starts it again; containers go on.
-    pub fn restart_containerd(&self, name: &str) -> Result<(), LabError> {
-        self.node(name)?.restart(CONTAINERD)
-    }
-
-    /// Kills the API server.
-    pub fn stop_api(&self) -> Result<(), LabError> {
-        self.node(CONTROL)?.stop(API_SERVER)
-    }
-
-    /// Starts the API server and waits until it is ready.
-    pub fn start_api(&self) -> Result<(), LabError> {
-        self.node(CONTROL)?.start(API_SERVER)?;
-        self.await_api()
-    }
-
-    /// Kills etcd; its data stays.
-    pub fn stop_etcd(&self) -> Result<(), LabError> {
-        self.etcd().stop_all()
-    }
-
-    /// Starts etcd and waits until it takes writes.
-    pub fn start_etcd(&self) -> Result<(), LabError> {
-        self.etcd().start_all()
-    }
-
-    /// Imports an image archive on every node, and on those that are added later.
-    pub fn import(&self, archive: &Path) -> Result<(), LabError> {
-        self.nodes().iter().try_for_each(|node| node.import(archive))?;
-        self.archives.lock().unwrap_or_else(PoisonError::into_inner).push(archive.to_owned());
-        Ok(())
     }
 }
 
