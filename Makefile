@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET := $(shell uname -m)-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab test lint bench clean kubernetes-programs kubernetes-lab test-kubernetes
+.PHONY: help setup build release demo lab test lint bench clean manifest kubernetes-programs kubernetes-lab test-kubernetes
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: setup ## Formatting and lints, warnings denied
 
 bench: release ## Speed beside its baselines; writes bench/results/latest.json
 	BULKHEAD_BIN_DIR=target/$(TARGET)/release target/$(TARGET)/release/bulkhead-bench
+
+manifest: ## Write what is made of the Helm chart anew: deploy/bulkhead.yaml, docs/values.md (needs Go, for Helm)
+	BULKHEAD_BLESS=1 $(CARGO) test -q -p bulkhead-deploy
 
 clean: ## Remove what was built, and what a killed lab left
 	-test -x target/debug/bulkhead-lab && target/debug/bulkhead-lab sweep

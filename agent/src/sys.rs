@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use std::time::Duration;
 /// seen from here, as the host's is not in a container: then the kernel gives 0 for the process, which libraries refuse.
 pub fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let mut length = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or_default();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
     let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
     let socket = socket.as_fd().as_raw_fd();
     // SAFETY: `peer` is a `ucred` that lives through the call, `length` is its size, and the kernel writes no more than that.

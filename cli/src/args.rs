@@ -134,6 +134,11 @@ pub enum EtcdVerb {
     /// The chart's Job does so. It labels the nodes, and writes the config map bulkhead-etcd and the Secrets bulkhead-etcd-ca,
     /// -server, -peer and -client. What is there already stays.
     Setup(SetupArgs),
+    /// Remove a member's data from this node: the last step of an uninstall
+    RemoveData {
+        /// The folder (the chart's etcd.bundled.dataDir)
+        folder: PathBuf,
+    },
 }
 
 /// Whether and how long to wait for the controller.

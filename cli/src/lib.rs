@@ -90,6 +90,7 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Certs(args) => certs::carry_out(&args, console),
         Command::Etcd(EtcdVerb::Setup(args)) => etcd::setup(&cli.kubernetes.connect().await?, &args, console).await,
+        Command::Etcd(EtcdVerb::RemoveData { folder }) => etcd::remove_data(&folder, console),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             let mut command = args::command(false);

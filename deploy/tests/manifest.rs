@@ -60,6 +60,12 @@ fn versions_are_pinned_and_the_projects_own() {
     let manifest = run("render-manifest", &[]).unwrap();
     let images: Vec<&str> = manifest.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
     assert!(images.len() >= 4, "{images:?}");
+    // What uninstalls is of the same version.
+    let uninstall = fs::read_to_string(root().join("deploy/uninstall.yaml")).unwrap();
+    assert_eq!(
+        uninstall.matches(concat!("ghcr.io/bulkhead-net/bulkhead:", env!("CARGO_PKG_VERSION"), "\n")).count(),
+        2
+    );
     for image in images {
         let tag = image.rsplit_once(':').map(|(_, tag)| tag);
         assert!(tag.is_some_and(|tag| tag != "latest" && tag.chars().any(|c| c.is_ascii_digit())), "{image}");

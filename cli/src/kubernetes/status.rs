@@ -1,11 +1,10 @@
 //! What a Namespace declares, and what the controller answered, read from its annotations. Pure.
 //!
-//! The answer is for people: a word, and details behind it. A refusal starts with `refused`, `error` or `invalid`; what waits
-//! starts with `waiting` or `pending`; everything else is how the namespace stands: `isolated`, `global`, `joined ...`.
+//! The answer is for people, but its first words are fixed: `refused:` and `waiting:` with the reason; else how the namespace
+//! stands: `isolated`, `global`, `joined to <namespace> (...)`, `joined by others (...)`, `flat`.
 
 use std::collections::BTreeMap;
 
-use bulkhead_core::Namespace;
 use bulkhead_core::tenant::Action;
 
 /// Which network a namespace is to be in.
@@ -64,28 +63,28 @@ pub fn judge(now: Option<&Shown>, action: &Action, before: Option<&str>) -> Answ
         return Answer::Lost(format!("somebody else declared {other} meanwhile"));
     }
     let status = now.status.as_deref().unwrap_or("").trim();
-    let starts = |words: &[&str]| words.iter().any(|word| status.starts_with(word));
-    if starts(&["refused", "error", "invalid"]) {
+    if status.starts_with("refused:") {
         // It may be the answer to what was declared before.
         let old = before.is_some_and(|before| before.trim() == status);
         return if old { Answer::Pending(status.to_owned()) } else { Answer::Refused(status.to_owned()) };
     }
-    let holds = match action {
-        Action::Isolate => status.starts_with("isolated"),
-        Action::Global => status.starts_with("global"),
-        Action::Join(target) => status.starts_with("join") && names(status, target),
-    };
+    // In a flat cluster a declaration is noted, and all there is.
+    let holds = status == "flat"
+        || match action {
+            // Those who join it do not make it less of a network of its own.
+            Action::Isolate => status == "isolated" || status.starts_with("joined by others"),
+            Action::Global => status == "global",
+            Action::Join(target) => {
+                status.strip_prefix("joined to ").and_then(|rest| rest.split(' ').next()) == Some(target.as_str())
+            }
+        };
     if holds { Answer::Done(status.to_owned()) } else { Answer::Pending(status.to_owned()) }
-}
-
-/// Whether a status names a namespace, as a word of its own.
-fn names(status: &str, namespace: &Namespace) -> bool {
-    let part_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    status.split(|c| !part_of_name(c)).any(|word| word == namespace.as_str())
 }
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_core::Namespace;
+
     use super::*;
 
     fn shown(network: &str, status: &str) -> Shown {
@@ -100,10 +99,11 @@ mod tests {
     fn a_declaration_holds_when_the_status_says_so() {
         for (network, status, action) in [
             ("isolated", "isolated", Action::Isolate),
+            ("isolated", "joined by others (NetID 10)", Action::Isolate),
             ("global", "global", Action::Global),
-            ("join:b", "joined with b", join("b")),
             ("join:b", "joined to b (NetID 11)", join("b")),
-            ("join:b-c", "join:b-c", join("b-c")),
+            ("join:b-c", "joined to b-c (global)", join("b-c")),
+            ("join:b", "flat", join("b")),
         ] {
             assert_eq!(judge(Some(&shown(network, status)), &action, None), Answer::Done(status.into()), "{status}");
         }
@@ -116,9 +116,11 @@ mod tests {
         };
         pending("join:b", "", join("b"));
         pending("join:b", "isolated", join("b"));
-        pending("join:b", "joined with b-c", join("b"));
-        pending("join:b", "waiting: namespace b does not exist", join("b"));
-        pending("isolated", "joined with b", Action::Isolate);
+        pending("join:b", "joined to b-c (NetID 11)", join("b"));
+        pending("join:to", "joined to b (NetID 11)", join("to"));
+        pending("global", "joined to b (global)", Action::Global);
+        pending("join:b", "waiting: b does not exist; isolated", join("b"));
+        pending("isolated", "joined to b (NetID 11)", Action::Isolate);
         pending("isolated", "refused: x", Action::Isolate);
         let refused = judge(Some(&shown("join:b", "refused: a cycle")), &join("b"), Some("isolated"));
         assert_eq!(refused, Answer::Refused("refused: a cycle".into()));

@@ -42,7 +42,11 @@ pub struct Api {
 /// A controller that finds everything good.
 #[allow(clippy::unnecessary_wraps)] // it is a `Controller`
 pub fn obliging(_: &str, declared: &str) -> Option<String> {
-    Some(declared.strip_prefix("join:").map_or_else(|| declared.to_owned(), |target| format!("joined with {target}")))
+    Some(
+        declared
+            .strip_prefix("join:")
+            .map_or_else(|| declared.to_owned(), |target| format!("joined to {target} (NetID 10)")),
+    )
 }
 
 impl Api {

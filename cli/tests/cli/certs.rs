@@ -1,4 +1,4 @@
-//! `bulkhead certs`: a real etcd takes what it makes.
+//! `bulkhead certs` as openssl judges it, and `bulkhead etcd remove-data`.
 
 use std::path::Path;
 use std::process::Command;
@@ -69,4 +69,19 @@ async fn secrets_have_the_names_that_the_chart_mounts() {
     {
         assert_eq!(type_at(&Store::in_memory(), bad).await.code, 2, "{bad}");
     }
+}
+
+#[tokio::test]
+async fn only_a_members_data_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("etcd");
+    let remove = format!("etcd remove-data {}", data.display());
+    let store = Store::in_memory();
+    assert!(type_at(&store, &remove).await.ok().contains("is not there"));
+    std::fs::create_dir_all(data.join("data/member/wal")).unwrap();
+    std::fs::write(data.join("theirs"), "").unwrap();
+    assert!(type_at(&store, &remove).await.refused().contains("no folder of the bundled etcd"));
+    std::fs::remove_file(data.join("theirs")).unwrap();
+    assert!(type_at(&store, &remove).await.ok().contains("is removed"));
+    assert!(!data.exists());
 }

@@ -18,7 +18,7 @@ fn shop() -> Api {
 #[tokio::test]
 async fn the_three_verbs_write_the_annotation_and_wait() {
     let api = shop();
-    assert_eq!(run(&api, "tenant join a --to c").await.ok(), "a: joined with c\n");
+    assert_eq!(run(&api, "tenant join a --to c").await.ok(), "a: joined to c (NetID 10)\n");
     assert_eq!(api.declared("a").unwrap(), "join:c");
     assert_eq!(run(&api, "tenant global a b").await.ok(), "a: global\nb: global\n");
     assert_eq!(run(&api, "tenant isolate b").await.ok(), "b: isolated\n");
@@ -31,10 +31,10 @@ async fn the_three_verbs_write_the_annotation_and_wait() {
 async fn a_selector_names_several() {
     let api = shop();
     assert_eq!(run(&api, "tenant global -l team=shop").await.ok(), "a: global\nb: global\n");
-    assert_eq!(run(&api, "tenant join --selector team=shop --to b").await.ok(), "a: joined with b\n");
+    assert_eq!(run(&api, "tenant join --selector team=shop --to b").await.ok(), "a: joined to b (NetID 10)\n");
     assert_eq!((api.declared("a").unwrap(), api.declared("b").unwrap()), ("join:b".into(), "global".into()));
     let list = run(&api, "tenant list -l team=shop").await.ok();
-    assert!(list.contains("join:b") && !list.contains('c'), "{list}");
+    assert!(list.contains("join:b") && !list.contains("\nc"), "{list}");
     assert!(run(&api, "tenant isolate -l team=none").await.refused().contains("team=none"));
     let etcd = type_at(&Store::in_memory(), "tenant isolate -l team=shop").await;
     assert!(etcd.code == 2 && etcd.err.contains("--kubernetes"), "{etcd:?}");
@@ -71,8 +71,9 @@ async fn what_is_refused_is_taken_back() {
 
 #[tokio::test]
 async fn what_nobody_answers_in_time_is_taken_back_with_the_reason() {
-    let waiting =
-        |_: &str, declared: &str| declared.starts_with("join:").then(|| "waiting: b does not exist".to_owned());
+    let waiting = |_: &str, declared: &str| {
+        declared.starts_with("join:").then(|| "waiting: b does not exist; isolated".to_owned())
+    };
     let api = Api::start(&[("a", &[])], &[], waiting);
     let errors = run(&api, "tenant join a --to b --timeout 300ms").await.refused();
     assert!(errors.contains("within 300ms") && errors.contains("b does not exist"), "{errors}");
