@@ -1,5 +1,6 @@
 //! Network devices: state, MTU, group, GSO size, deletion one by one or many at once, and reading them back.
 
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 
@@ -29,11 +30,35 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET_CONF: u16 = 1;
+const AF_INET: u16 = 2;
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 1 << 15;
 /// `IFF_*` of `linux/if.h`.
 const IFF_UP: u32 = 1 << 0;
 const IFF_LOOPBACK: u32 = 1 << 3;
 const IFF_RUNNING: u32 = 1 << 6;
 const IFF_NOARP: u32 = 1 << 7;
+
+/// `IPV4_DEVCONF_*` of `linux/ip.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InetSetting {
+    /// Whether what comes in by the device is forwarded.
+    Forwarding = 1,
+    /// Reverse path filter: 0 none, 1 strict, 2 loose.
+    RpFilter = 8,
+}
+
+impl InetSetting {
+    /// The name of its file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarding => "forwarding",
+            Self::RpFilter => "rp_filter",
+        }
+    }
+}
 
 /// A network device as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +132,18 @@ impl Op<'_> {
     /// takes). Holds for IPv4 and IPv6.
     pub fn link_set_gso_max_size(index: u32, size: u32) -> Self {
         set(format!("set the GSO size of link {index} to {size}"), index, LinkAttribute::GsoMaxSize(size))
+    }
+
+    /// Sets one of a device's IPv4 settings (`/proc/sys/net/ipv4/conf/<device>/`), without a file system that may be read-only.
+    pub fn link_set_inet(index: u32, setting: InetSetting, value: u32) -> Self {
+        let nest = |kind: u16, inner: &[u8]| {
+            let length = u16::try_from(inner.len() + 4).unwrap_or(u16::MAX);
+            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), inner].concat()
+        };
+        let value_of = nest(setting as u16, &value.to_ne_bytes());
+        let inet = nest(AF_INET | NESTED, &nest(IFLA_INET_CONF | NESTED, &value_of));
+        let operation = format!("set {setting:?} of link {index} to {value}");
+        set(operation, index, LinkAttribute::Other(DefaultNla::new(IFLA_AF_SPEC | NESTED, inet)))
     }
 
     /// Puts a device into a group.
@@ -253,6 +290,21 @@ mod tests {
             assert!(links.contains(&link) && links.iter().any(|link| link.loopback && link.up), "{links:?}");
             pod.host.apply(Op::link_down(index)).unwrap();
             assert!(!pod.host.link_by_index(index).unwrap().unwrap().up);
+        });
+    }
+
+    #[test]
+    fn ipv4_settings_are_set_without_a_file_system() {
+        in_new_netns(|| {
+            let mut pod = wired_pod();
+            for (setting, value) in
+                [(InetSetting::RpFilter, 2), (InetSetting::Forwarding, 1), (InetSetting::Forwarding, 0)]
+            {
+                pod.host.apply(Op::link_set_inet(pod.host_index, setting, value)).unwrap();
+                let name = pod.host.link_by_index(pod.host_index).unwrap().unwrap().name;
+                let key = format!("net/ipv4/conf/{name}/{}", setting.name());
+                assert_eq!(super::super::sysctl::read(&key).unwrap(), value.to_string(), "{key}");
+            }
         });
     }
 

@@ -36,7 +36,7 @@ pub use address::Address;
 pub use error::{BatchError, KernelError};
 pub use filter::{BpfFilterSpec, Filter, Hook};
 pub use interface_name::{InterfaceName, InterfaceNameError};
-pub use link::{Link, VxlanState};
+pub use link::{InetSetting, Link, VxlanState};
 pub use mac::{Mac, MacError};
 pub use neighbour::Neighbour;
 pub use netns::{Netns, NetnsError, NetnsId, inside};

@@ -9,8 +9,8 @@ use thiserror::Error;
 use crate::args::Mtu;
 use crate::datapath::{DatapathError, Programs};
 use crate::kernel::{
-    BatchError, Hook, InterfaceName, InterfaceNameError, KernelError, Link, Mac, Netlink, Op, SysctlError, VxlanSpec,
-    sysctl,
+    BatchError, Hook, InetSetting, InterfaceName, InterfaceNameError, KernelError, Link, Mac, Netlink, Op, SysctlError,
+    VxlanSpec, sysctl,
 };
 use crate::pods::wire::filter;
 
@@ -146,7 +146,7 @@ impl Overlay {
         if !ops.is_empty() {
             netlink.batch(ops)?;
         }
-        changes.extend(Self::settings()?);
+        changes.extend(Self::settings(netlink, link.index)?);
         Ok((link.index, changes))
     }
 
@@ -196,11 +196,18 @@ impl Overlay {
     }
 
     /// The host forwards, and believes packets of other nodes' addresses that come by the tunnel.
-    fn settings() -> Result<Vec<String>, OverlayError> {
+    fn settings(netlink: &mut Netlink, index: u32) -> Result<Vec<String>, OverlayError> {
         let mut changes = Vec::new();
         changes.extend(sysctl::ensure("net/ipv4/ip_forward", "1")?);
-        changes.extend(sysctl::ensure(&format!("net/ipv4/conf/{NAME}/rp_filter"), "2")?);
-        changes.extend(sysctl::ensure(&format!("net/ipv4/conf/{NAME}/forwarding"), "1")?);
+        // By netlink: in a container that is not privileged /proc/sys is there to be read only.
+        for (setting, wanted) in [(InetSetting::RpFilter, 2), (InetSetting::Forwarding, 1)] {
+            let key = format!("net/ipv4/conf/{NAME}/{}", setting.name());
+            let held = sysctl::read(&key)?;
+            if held != wanted.to_string() {
+                netlink.apply(Op::link_set_inet(index, setting, wanted))?;
+                changes.push(format!("{key}: from {held} to {wanted}"));
+            }
+        }
         Ok(changes)
     }
 

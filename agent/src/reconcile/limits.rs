@@ -2,6 +2,7 @@
 //!
 //! An annotation that the API server has told is the truth from then on, whatever the runtime said at ADD.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use bulkhead_core::Bandwidth;
@@ -62,25 +63,28 @@ fn wider(a: Option<Bandwidth>, b: Option<Bandwidth>) -> Option<Bandwidth> {
 /// Kernel and maps first, the record last: what a crash leaves half done differs from the record and is done again.
 fn change(live: &Live, held: &Record, wanted: Limits) -> Result<(), ChangeError> {
     let changed = Record { limits: wanted, ..held.clone() };
+    // Opened before anything is changed: what the agent cannot reach must not be half done.
+    let mut inside = None;
+    if held.limits.egress != wanted.egress {
+        let netns = Netns::open(Path::new(&held.netns))?;
+        inside = Some(Netlink::within(netns.as_fd())?);
+    }
     // The policer must not meet what a faster shaper lets out.
     let egress = wider(held.limits.egress, wanted.egress);
     live.publish(&Record { limits: Limits { egress, ..held.limits }, ..held.clone() })?;
     if held.limits.ingress != wanted.ingress {
         Netlink::here()?.apply(Op::tbf(&wire::shaper(held.ifindex, shaper(wanted.ingress))))?;
     }
-    if held.limits.egress != wanted.egress {
-        let netns = Netns::open(Path::new(&held.netns))?;
-        let mut inside = Netlink::within(std::os::fd::AsFd::as_fd(&netns))?;
-        // By name: the index may be another's in a netns that has been given to somebody else.
-        if let Some(link) = inside.link_by_name(&InterfaceName::try_from(held.id.interface())?)?
-            && link.mac == Some(held.mac())
-        {
-            let shaper = shaper(wanted.egress);
-            inside.batch(vec![
-                Op::link_set_gso_max_size(link.index, shaper.segment()),
-                Op::tbf(&wire::shaper(link.index, shaper)),
-            ])?;
-        }
+    if let Some(mut inside) = inside
+        // By its address: the path may be another pod's by now, whose DEL of the first is on its way.
+        && let Some(link) = inside.link_by_name(&InterfaceName::try_from(held.id.interface())?)?
+        && link.mac == Some(held.mac())
+    {
+        let shaper = shaper(wanted.egress);
+        inside.batch(vec![
+            Op::link_set_gso_max_size(link.index, shaper.segment()),
+            Op::tbf(&wire::shaper(link.index, shaper)),
+        ])?;
     }
     live.publish(&changed)?;
     live.records.update(&changed)?;
