@@ -27,7 +27,7 @@ lab: build ## The demo's nodes, left up for you to try things on
 	target/debug/bulkhead-lab up
 
 test: build ## Every test: needs root, leaves nothing behind
-	$(CARGO) test --workspace --exclude bulkhead-kubernetes-tests
+	$(CARGO) test --workspace --exclude bulkhead-kubernetes-tests --exclude bulkhead-deploy
 
 kubernetes-programs: ## Build the Kubernetes of the lab, once, into a cache outside the tree
 	@scripts/setup kubernetes
@@ -38,7 +38,7 @@ kubernetes-lab: kubernetes-programs ## A real Kubernetes on this machine, left u
 	target/debug/bulkhead-kubernetes-lab up
 
 test-kubernetes: kubernetes-programs build ## The suites on a real Kubernetes: needs root, leaves nothing behind
-	$(CARGO) test -p bulkhead-kubernetes-tests
+	$(CARGO) test -p bulkhead-deploy -p bulkhead-kubernetes-tests
 
 lint: setup ## Formatting and lints, warnings denied
 	$(CARGO) fmt --all --check
