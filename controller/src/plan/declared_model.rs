@@ -223,7 +223,7 @@ impl World {
                 }
             }
             assert!(self.scene.carry_out(&step).await);
-            assert!(moved.values().all(|times| *times <= 2), "{moved:?}");
+            assert!(moved.values().all(|times| *times == 1), "{moved:?}");
         }
         assert!(self.scene.settle().await == 0);
         // An action that was refused, or waits, is taken back: the model does not remember it.
