@@ -12,6 +12,9 @@ use super::cni_binary::is_executable;
 /// The file's name: sorts before most, as the runtime takes the first.
 pub const FILE: &str = "10-bulkhead.conflist";
 
+/// The versions of the CNI specification that the file offers.
+const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
 /// A plugin of others that may run behind ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Chained {
@@ -68,9 +71,11 @@ pub fn write(folder: &Path, socket: &Path, spool: &Path, chain: &[Chained]) -> R
         "capabilities": {"bandwidth": true, "io.kubernetes.cri.pod-annotations": true},
     });
     let plugins: Vec<Value> = [own].into_iter().chain(chain.iter().map(|plugin| plugin.entry())).collect();
+    // A runtime speaks one version with the whole list, and the reference plugins speak 1.1.0 (STATUS, GC) only since 1.6.0.
+    let versions = if chain.is_empty() { &VERSIONS[..] } else { &VERSIONS[..3] };
     let config = json!({
         "cniVersion": "1.0.0",
-        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        "cniVersions": versions,
         "name": "bulkhead",
         "plugins": plugins,
     });
