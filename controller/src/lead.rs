@@ -297,7 +297,7 @@ impl Leader<'_> {
         let Some(Reporting(reports)) = &self.reporting else { return };
         let memory = self.state.epoch().zip(self.history.seen());
         let report = Report {
-            statuses: plan::statuses(&self.state, self.policy),
+            statuses: plan::statuses(self.state, self.policy),
             memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
         };
         reports.send_if_modified(|before| {

@@ -40,6 +40,7 @@ impl Controller {
             identity: identity.to_owned(),
             lease_ttl: Duration::from_secs(2),
             policy: Policy { global_at_birth: [ns("kube-system")].into(), ..Policy::default() },
+            state_dir: None,
             config: Some(config()),
         };
         let outside = KubernetesOptions {
