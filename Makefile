@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET := $(shell uname -m)-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab test lint bench clean manifest kubernetes-programs kubernetes-lab test-kubernetes
+.PHONY: help setup build release demo lab test lint bench clean manifest kubernetes-programs kubernetes-lab demo-kubernetes test-kubernetes
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ kubernetes-programs: ## Build the Kubernetes of the lab, once, into a cache outs
 kubernetes-lab: kubernetes-programs ## A real Kubernetes on this machine, left up for you to try things on
 	$(CARGO) build -p bulkhead-kubernetes-tests
 	target/debug/bulkhead-kubernetes-lab up
+
+demo-kubernetes: kubernetes-programs build ## From a cluster without a network to a joined pair of tenants, under traffic
+	$(CARGO) build -p bulkhead-kubernetes-tests
+	target/debug/bulkhead-kubernetes-lab demo
 
 test-kubernetes: kubernetes-programs build ## The suites on a real Kubernetes: needs root, leaves nothing behind
 	$(CARGO) test -p bulkhead-deploy -p bulkhead-kubernetes-tests

@@ -13,10 +13,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::LabError;
 use crate::netns::Netns;
 use crate::registry::LabId;
+use crate::wait;
 
 /// An address of the network behind the outside machine.
 pub const BEYOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -25,6 +27,7 @@ const OUTSIDE: u8 = 50;
 const INFRA: u8 = 2;
 const ROUTER: u8 = 60;
 const FAR_GATEWAY: u8 = 129;
+const FORWARDING: Duration = Duration::from_secs(10);
 
 /// The lab's physical network.
 #[derive(Debug)]
@@ -99,7 +102,13 @@ impl Underlay {
         if self.has_far() && last != ROUTER {
             let _ = writeln!(lines, "route add {}/26 via {}", self.address(128), self.address(ROUTER));
         }
-        netns.ip(&lines).map(drop)
+        netns.ip(&lines)?;
+        // The kernel may take a second to tell the switch of a link that came up.
+        wait::until_or(&format!("the switch forwarding for {port}"), FORWARDING, || {
+            let state =
+                self.switch.exec("bridge", &["link", "show", "dev", port], &[]).map_err(|error| error.to_string())?;
+            if state.contains("state forwarding") { Ok(()) } else { Err(state) }
+        })
     }
 
     /// Pulls the plug of a namespace that joined under this name.

@@ -14,6 +14,7 @@ pub mod control_plane;
 pub mod disk;
 pub mod dns;
 pub mod elf;
+pub mod flow;
 pub mod image;
 pub mod images;
 pub mod kubeconfig;
@@ -25,6 +26,7 @@ pub mod node;
 pub mod pod;
 pub mod programs;
 pub mod service;
+pub mod tenants;
 
 pub use cluster::{Cluster, ClusterBuilder};
 pub use network::Network;

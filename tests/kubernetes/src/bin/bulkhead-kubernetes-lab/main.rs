@@ -1,5 +1,6 @@
 //! `bulkhead-kubernetes-lab`: a real Kubernetes on this machine, its nodes network namespaces.
 
+mod demo;
 mod e2e;
 mod inside;
 mod up;
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 
 use bulkhead_kubernetes_tests::cluster::ClusterBuilder;
 use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, bulkhead, conformance};
-use bulkhead_tests::{LabError, registry, standing};
+use bulkhead_tests::{LabError, registry, signals, standing};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A Kubernetes cluster on this machine: nodes are network namespaces, all programs are real. Needs root.
@@ -23,6 +24,8 @@ struct Arguments {
 enum Verb {
     /// Starts a cluster and leaves it up until Ctrl-C or `down`.
     Up(Shape),
+    /// Installs Bulkhead on a new cluster, joins two tenants and parts them, under traffic.
+    Demo,
     /// Runs the upstream tests on a cluster of their own, and says how they ended.
     E2e {
         #[command(flatten)]
@@ -130,6 +133,10 @@ fn main() -> ExitCode {
         Verb::E2e { shape, focus, skip, log } => {
             shape.start().and_then(|cluster| e2e::run(&cluster, &focus, skip.as_deref(), &log))
         }
+        Verb::Demo => Cluster::builder().start().and_then(|cluster| {
+            signals::remove_on_signal(cluster.id())?;
+            demo::show(&cluster)
+        }),
         Verb::Kubectl { arguments } => inside::kubectl(&arguments),
         Verb::Exec { name, command } => inside::exec(&name, &command),
         Verb::Down => down(),

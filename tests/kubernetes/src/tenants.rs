@@ -1,0 +1,80 @@
+//! Namespaces as tenants: made, annotated, and what Bulkhead says of them.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use bulkhead_tests::binaries::Binaries;
+use bulkhead_tests::error::LabError;
+use bulkhead_tests::wait;
+
+use crate::cluster::Cluster;
+use crate::pod::{Pod, WEB};
+
+/// How soon an annotation is in force.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Makes namespaces.
+pub fn create(cluster: &Cluster, names: &[&str]) -> Result<(), LabError> {
+    names.iter().try_for_each(|name| cluster.kubectl().run(&["create", "namespace", name]).map(drop))
+}
+
+/// Sets `bulkhead.dev/network`, or removes it.
+pub fn declare(cluster: &Cluster, namespace: &str, network: Option<&str>) -> Result<(), LabError> {
+    let words = network.map_or("bulkhead.dev/network-".to_owned(), |network| format!("bulkhead.dev/network={network}"));
+    cluster.kubectl().run(&["annotate", "--overwrite", "namespace", namespace, &words]).map(drop)
+}
+
+/// What `bulkhead.dev/network-status` says.
+pub fn status(cluster: &Cluster, namespace: &str) -> Result<String, LabError> {
+    let object = cluster.kubectl().json(&["get", "namespace", namespace])?;
+    Ok(object["metadata"]["annotations"]["bulkhead.dev/network-status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Waits until the status begins so.
+pub fn await_status(cluster: &Cluster, namespace: &str, beginning: &str) -> Result<String, LabError> {
+    wait::until_or(&format!("{namespace}: {beginning}"), SOON, || {
+        let found = status(cluster, namespace).map_err(|error| error.to_string())?;
+        if found.starts_with(beginning) { Ok(found) } else { Err(found) }
+    })
+}
+
+/// Waits until a pod reaches an address, by echo and by the web.
+pub fn await_reach(from: &Pod, to: IpAddr) -> Result<(), LabError> {
+    wait::until_or(&format!("{to} being reached"), SOON, || {
+        match (from.pings(to), from.fetches(&format!("{to}:{WEB}"))) {
+            (Ok(true), Ok(true)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
+/// Waits until a pod reaches an address no more, neither by echo nor by the web.
+pub fn await_silence(from: &Pod, to: IpAddr) -> Result<(), LabError> {
+    wait::until_or(&format!("{to} being out of reach"), SOON, || {
+        match (from.pings(to), from.fetches(&format!("{to}:{WEB}"))) {
+            (Ok(false), Ok(false)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
+/// Runs `kubectl bulkhead` as an administrator.
+pub fn kubectl_bulkhead(cluster: &Cluster, arguments: &[&str]) -> Result<String, LabError> {
+    let plugin = plugin(&cluster.dir())?;
+    let mut command = Command::new(plugin);
+    command.args(arguments).env("KUBECONFIG", cluster.kubectl().kubeconfig());
+    cluster.underlay().infra.exec_of(command, &[])
+}
+
+/// The command line tool under the name by which kubectl finds it.
+fn plugin(dir: &Path) -> Result<std::path::PathBuf, LabError> {
+    use bulkhead_tests::error::Tried;
+    let link = dir.join("kubectl-bulkhead");
+    if !link.exists() {
+        let program = std::path::absolute(Binaries::find()?.cli()?).tried(|| "find bulkhead".into())?;
+        std::os::unix::fs::symlink(program, &link).tried(|| format!("link {}", link.display()))?;
+    }
+    Ok(link)
+}
