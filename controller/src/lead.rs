@@ -210,7 +210,7 @@ impl Leader<'_> {
                     None => return Ended::Closed,
                 },
                 () = changed(&mut self.objects) => {}
-                () = until(grace) => {}
+                () = until(grace), if self.listed => {}
                 _ = resync.tick() => {}
                 () = self.history.worth_saving() => {
                     self.history.save();

@@ -58,11 +58,12 @@ impl FromStr for Network {
     type Err = AnnotationError;
 
     fn from_str(text: &str) -> Result<Self, AnnotationError> {
-        match text.trim() {
+        // To the letter: admission policies look at the same text.
+        match text {
             "isolated" => Ok(Self::Isolated),
             "global" => Ok(Self::Global),
-            trimmed => match trimmed.strip_prefix("join:") {
-                Some(target) => Namespace::new(target.trim()).map(Self::Join).map_err(AnnotationError::Target),
+            other => match other.strip_prefix("join:") {
+                Some(target) => Namespace::new(target).map(Self::Join).map_err(AnnotationError::Target),
                 None => Err(AnnotationError::Network(text.chars().take(EXCERPT).collect())),
             },
         }
@@ -127,7 +128,9 @@ mod tests {
             assert_eq!(text.parse(), Ok(network.clone()));
             assert_eq!(network.to_string(), text);
         }
-        assert_eq!(" join: b ".parse(), Ok(Network::Join(ns("b"))));
+        for padded in [" join:b", "join: b", "join:b ", "\tglobal", "isolated\n"] {
+            assert!(padded.parse::<Network>().is_err(), "{padded:?}");
+        }
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub const PACE: Duration = Duration::from_millis(25);
 pub const AGAIN: Duration = Duration::from_secs(10);
 /// How often the revision that goes with the epoch is written.
 const REVISION_EVERY: Duration = Duration::from_mins(1);
-/// How long a write that fails is put off, at least and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long the API server may take for one write.
+const LONGEST_WRITE: Duration = Duration::from_secs(10);
 /// The name of the writer.
 pub(super) const MANAGER: &str = "bulkhead-controller";
 
@@ -130,7 +130,6 @@ pub async fn report(
     mut objects: watch::Receiver<Option<Objects>>,
 ) {
     let mut reporter = Reporter { client, agent_namespace, written: HashMap::new(), remembered: None };
-    let mut retry = RETRY.0;
     loop {
         let now = Instant::now();
         let (wanted, shown) = (reports.borrow_and_update().clone(), objects.borrow_and_update().clone());
@@ -140,15 +139,14 @@ pub async fn report(
         };
         let until = match next {
             Next::Write(write) => {
-                let outcome = reporter.write(&write).await;
-                let failed = outcome.is_err();
-                if let Err(error) = outcome {
-                    warn!(%error, ?write, "Kubernetes does not take it, trying again later");
+                // What is refused, or never answered, is tried again like any other; it holds up nobody else's.
+                match tokio::time::timeout(LONGEST_WRITE, reporter.write(&write)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => warn!(%error, ?write, "Kubernetes does not take it, trying again later"),
+                    Err(_) => warn!(?write, "the API server does not answer, trying again later"),
                 }
                 reporter.note(write);
-                let pause = if failed { retry } else { PACE };
-                retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(PACE).await;
                 continue;
             }
             Next::Later(time) => time,

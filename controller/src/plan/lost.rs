@@ -16,6 +16,10 @@ pub(super) fn step(state: &State) -> Option<Step> {
     if state.lost.is_empty() || cluster::config(state).is_err() {
         return None;
     }
+    // Who is gone from Kubernetes was removed by whoever led then; nobody knows before the first whole list.
+    if state.source.is_kubernetes() && state.source.objects().is_none() {
+        return None;
+    }
     let keys = state.keys();
     let mut step = Step::default();
     let mut back = |key: String, record: Option<(String, i64)>, value: Vec<u8>| {
