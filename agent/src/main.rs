@@ -96,6 +96,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         node: config.node.clone(),
         register: config.register,
         shared: Arc::clone(&shared),
+        cache: Some(cache.clone()),
     };
     let agent = Arc::new(Agent::new(config, Arc::clone(&shared)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -51,13 +52,15 @@ struct Stored {
 #[derive(Debug, Clone)]
 pub struct Cache {
     path: PathBuf,
+    /// Held while a state is read and written: the last one written is the newest.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Cache {
     /// The cache in this folder, which is made.
     pub fn open(folder: &Path) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(|source| CacheError::Io { path: folder.to_owned(), source })?;
-        Ok(Self { path: folder.join("intent.json") })
+        Ok(Self { path: folder.join("intent.json"), turn: Arc::default() })
     }
 
     /// What was saved last; none if nothing was.
@@ -90,7 +93,7 @@ impl Cache {
             seen = shared.wait_past(seen, Instant::now() + Duration::from_mins(1));
             let state = shared.read(|intent, _| (intent.cluster_id, intent.revision, intent.must_exceed));
             if saved != Some(state) && state.1 > 0 {
-                match self.save(&shared.read(|intent, _| intent.clone())) {
+                match self.save_now(shared) {
                     Ok(()) => saved = Some(state),
                     Err(error) => tracing::warn!("{error}"),
                 }
@@ -98,6 +101,12 @@ impl Cache {
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
+    }
+
+    /// Saves what is known at this moment: a hold is to be on disk before anybody is told of it.
+    pub fn save_now(&self, shared: &Shared) -> Result<(), CacheError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.save(&shared.read(|intent, _| intent.clone()))
     }
 
     /// Saves by rename: a power cut leaves the old state or the new one.

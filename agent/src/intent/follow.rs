@@ -15,7 +15,7 @@ use super::config::{self, Beside, Said};
 use super::hold::{self, Hold};
 use super::register::Registration;
 use super::retry::Retry;
-use super::{Intent, Shared};
+use super::{Cache, Intent, Shared};
 
 /// Why following ended.
 #[derive(Debug, Error)]
@@ -43,6 +43,8 @@ pub struct Follower {
     pub register: bool,
     /// Where the intent goes.
     pub shared: Arc<Shared>,
+    /// Where a hold is kept across a restart; none for nowhere.
+    pub cache: Option<Cache>,
 }
 
 impl Follower {
@@ -194,13 +196,16 @@ impl Follower {
             self.shared.update(|intent| *intent = fresh);
             return Some(Followed { released });
         };
+        if must_exceed != seen {
+            self.shared.update(|intent| intent.must_exceed = must_exceed);
+            // The next agent holds as well, should this one be killed the moment it is told of.
+            if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.save_now(&self.shared)) {
+                tracing::warn!("{error}");
+            }
+        }
         if self.shared.read(|_, connection| connection.held.as_ref() != Some(&reason)) {
             tracing::error!("{reason}");
             self.shared.connection(|connection| connection.held = Some(reason));
-        }
-        if must_exceed != seen {
-            // Wakes whoever saves it: the next agent holds as well.
-            self.shared.update(|intent| intent.must_exceed = must_exceed);
         }
         None
     }

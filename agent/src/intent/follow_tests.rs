@@ -23,6 +23,7 @@ fn follower(store: Store) -> (Follower, Arc<Shared>) {
         node: NodeName::new("n1").unwrap(),
         register: true,
         shared: Arc::clone(&shared),
+        cache: None,
     };
     (follower, shared)
 }
