@@ -1,7 +1,6 @@
 //! Namespaces that Kubernetes has: when they are born, what they keep, when they die.
 
 use bulkhead_core::annotation::Network;
-use bulkhead_store::{Change, Changes, Txn};
 
 use super::scenes::{Scene, ns};
 use super::{NOTICE, Policy};
@@ -23,14 +22,6 @@ async fn uid(scene: &Scene, name: &str) -> String {
     let text = scene.text(&scene.keys.ledger_namespace(&ns(name))).await;
     let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     value["uid"].as_str().unwrap_or_default().to_owned()
-}
-
-/// Deletes keys and lets the state see it as a watch tells of it.
-async fn delete_watched(scene: &mut Scene, keys: &[String]) {
-    let txn = keys.iter().fold(Txn::new(), |txn, key| txn.delete(key.as_str()));
-    let revision = scene.store.commit(txn).await.unwrap().done().unwrap();
-    let changes = keys.iter().map(|key| Change::Delete { key: key.clone() }).collect();
-    scene.state.apply(&Changes { revision, changes });
 }
 
 #[tokio::test]
@@ -92,7 +83,7 @@ async fn a_record_deleted_by_hand_is_made_anew_and_nobody_dies() {
     scene.settle().await;
     let key = scene.keys.netnamespace(&ns("a"));
     let text = scene.text(&key).await;
-    delete_watched(&mut scene, std::slice::from_ref(&key)).await;
+    scene.delete_watched(std::slice::from_ref(&key)).await;
     assert_eq!(scene.settle().await, 1);
     assert_eq!((scene.text(&key).await, scene.numbers("a")), (text, Some((10, 0))));
 }
@@ -107,12 +98,12 @@ async fn a_ledger_entry_deleted_by_hand_is_put_back_with_or_without_its_record()
         if with_record {
             keys.push(scene.keys.netnamespace(&ns("b")));
         }
-        delete_watched(&mut scene, &keys).await;
+        scene.delete_watched(&keys).await;
         scene.settle().await;
         assert_eq!(scene.numbers("b"), Some((11, 10)));
         assert_eq!(scene.read("b").await.net_id, Some(10));
         // One that is gone from Kubernetes by then is not.
-        delete_watched(&mut scene, &keys).await;
+        scene.delete_watched(&keys).await;
         scene.vanishes("b");
         scene.settle().await;
         assert_eq!(scene.numbers("b"), None);

@@ -2,7 +2,7 @@
 
 use bulkhead_core::Action;
 use bulkhead_core::record::{ConfigRecord, Record};
-use bulkhead_store::{Change, Changes, Txn};
+use bulkhead_store::Txn;
 
 use super::races::{only_the_compare_of, unseen};
 use super::scenes::{Scene, ns};
@@ -28,19 +28,11 @@ async fn ours(scene: &Scene) -> Vec<String> {
     scene.store.list(&own).await.unwrap().entries.into_iter().map(|entry| entry.key).collect()
 }
 
-/// Deletes keys in one transaction and lets the state see it as a watch tells of it.
-async fn delete_watched(scene: &mut Scene, keys: &[String]) {
-    let txn = keys.iter().fold(Txn::new(), |txn, key| txn.delete(key.as_str()));
-    let revision = scene.store.commit(txn).await.unwrap().done().unwrap();
-    let changes = keys.iter().map(|key| Change::Delete { key: key.clone() }).collect();
-    scene.state.apply(&Changes { revision, changes });
-}
-
 #[tokio::test]
 async fn a_ledger_deleted_by_hand_is_put_back_with_every_number() {
     let mut scene = cluster().await;
     let (node, keys) = (scene.state.nodes.clone(), ours(&scene).await);
-    delete_watched(&mut scene, &keys).await;
+    scene.delete_watched(&keys).await;
     assert_eq!(all(&scene), [None; 3]);
     let epoch = scene.text(&scene.keys.ledger_cluster()).await;
     assert_eq!(epoch, "");
@@ -71,7 +63,7 @@ async fn the_clusters_entry_comes_back_last() {
     scene.settle().await;
     let keys = ours(&scene).await;
     for some in keys.chunks(100) {
-        delete_watched(&mut scene, some).await;
+        scene.delete_watched(some).await;
     }
     let mut steps = 0;
     while scene.state.ledger.len() < 130 {
@@ -89,11 +81,11 @@ async fn the_clusters_entry_comes_back_last() {
 async fn one_entry_deleted_by_hand_is_put_back() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));
-    delete_watched(&mut scene, &[key]).await;
+    scene.delete_watched(&[key]).await;
     scene.settle().await;
     assert_eq!(all(&scene), WHOLE);
     let key = scene.keys.ledger_node("10.0.0.1".parse().unwrap());
-    delete_watched(&mut scene, &[key]).await;
+    scene.delete_watched(&[key]).await;
     scene.settle().await;
     assert_eq!(scene.state.nodes.len(), 1);
 }
@@ -102,7 +94,7 @@ async fn one_entry_deleted_by_hand_is_put_back() {
 async fn a_namespace_that_ends_is_not_put_back() {
     let mut scene = cluster().await;
     let (record, entry) = (scene.keys.netnamespace(&ns("b")), scene.keys.ledger_namespace(&ns("b")));
-    delete_watched(&mut scene, &[entry.clone(), record.clone()]).await;
+    scene.delete_watched(&[entry.clone(), record.clone()]).await;
     assert_eq!(scene.next(), None);
     scene.record("b", "{}").await;
     scene.settle().await;
@@ -120,7 +112,7 @@ async fn a_cluster_that_ends_with_its_config_is_not_put_back() {
     let mut scene = cluster().await;
     let mut keys = ours(&scene).await;
     keys.push(scene.keys.config());
-    delete_watched(&mut scene, &keys).await;
+    scene.delete_watched(&keys).await;
     assert_eq!(scene.next(), None);
     scene.write(&scene.keys.config(), ConfigRecord::EXAMPLE).await;
     scene.settle().await;
@@ -149,7 +141,7 @@ async fn a_ledger_deleted_while_nobody_led_is_made_anew_from_the_records() {
 async fn what_is_put_back_is_of_the_record_that_was_read() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));
-    delete_watched(&mut scene, &[key]).await;
+    scene.delete_watched(&[key]).await;
     let late = scene.next().unwrap();
     let record = scene.keys.netnamespace(&ns("b"));
     unseen(&scene, Txn::new().delete(record.as_str())).await;
@@ -161,7 +153,7 @@ async fn what_is_put_back_is_of_the_record_that_was_read() {
 async fn what_is_there_again_is_not_overwritten() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));
-    delete_watched(&mut scene, std::slice::from_ref(&key)).await;
+    scene.delete_watched(std::slice::from_ref(&key)).await;
     let late = scene.next().unwrap();
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"vni":11,"netId":0}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;

@@ -105,6 +105,14 @@ impl Scene {
         self.commit(Txn::new().delete(key)).await;
     }
 
+    /// Deletes keys in one transaction and lets the state see it as a watch tells of it.
+    pub(super) async fn delete_watched(&mut self, keys: &[String]) {
+        let txn = keys.iter().fold(Txn::new(), |txn, key| txn.delete(key.as_str()));
+        let revision = self.store.commit(txn).await.unwrap().done().unwrap();
+        let changes = keys.iter().map(|key| Change::Delete { key: key.clone() }).collect();
+        self.state.apply(&Changes { revision, changes });
+    }
+
     pub(super) async fn record(&mut self, name: &str, json: &str) {
         self.write(&self.keys.netnamespace(&ns(name)), json).await;
     }
