@@ -92,6 +92,7 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))
         .or_else(|| nodes::admissions(state, &cluster.networks))
+        .or_else(|| cluster::built(state))
         .or_else(|| declarations::step(state, &declared))
         .or_else(|| moves::step(state, &declared))
         .or_else(|| mirror::namespaces(state))
