@@ -48,6 +48,7 @@ impl Controller {
             agent_namespace: "bulkhead-system".to_owned(),
             agent_selector: "agent=yes".to_owned(),
             node_release_after: Duration::from_millis(300),
+            node_networks: Vec::new(),
         };
         let client = api.client();
         let following = kubernetes::follow(&client, &outside);
