@@ -17,7 +17,7 @@ int to_overlay(struct __sk_buff *skb)
 	struct ns *ns;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return drop(skb, &p, DROP_NOT_IP);
+		return drop_other(skb);
 	if (read_ipv4(skb, &p))
 		return drop(skb, &p, DROP_MALFORMED);
 	source = source_in_stack(skb, p.source, &reason);
@@ -79,7 +79,7 @@ int from_overlay(struct __sk_buff *skb)
 	if (!state)
 		return TC_ACT_SHOT;
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
-		return drop(skb, &p, DROP_NOT_IP);
+		return drop_other(skb);
 	if (read_ipv4(skb, &p) || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop(skb, &p, DROP_MALFORMED);
 	vni = key.tunnel_id;

@@ -190,18 +190,17 @@ SEC("classifier")
 int from_pod(struct __sk_buff *skb)
 {
 	struct state *state = get_state();
-	struct packet none = {};
 
 	if (!state)
 		return TC_ACT_SHOT;
 	skb->tc_index = 0; /* a pod can set it on its own side */
 	if (skb->vlan_present) /* the tag is beside the frame: its protocol alone looks like an IPv4 packet's */
-		return drop(skb, &none, DROP_NOT_IP);
+		return drop_other(skb);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return ipv4_from_pod(skb, state);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return arp_from_pod(skb);
-	return drop(skb, &none, DROP_NOT_IP);
+	return drop_other(skb);
 }
 
 SEC("classifier")
@@ -217,7 +216,7 @@ int to_pod(struct __sk_buff *skb)
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return TC_ACT_OK; /* made by this node's stack alone: nothing else can send here without an IP packet */
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return drop(skb, &p, DROP_NOT_IP);
+		return drop_other(skb);
 	if (read_ipv4(skb, &p))
 		return drop(skb, &p, DROP_MALFORMED);
 	source = source_in_stack(skb, p.source, &reason);

@@ -6,7 +6,7 @@
  * Included with REASON defined. Numbers are never given to another reason: counters survive an upgrade of the agent.
  */
 REASON(1, MALFORMED, "malformed", "too short or broken to be judged")
-REASON(2, NOT_IP, "not-ip", "a frame that is neither IPv4 nor ARP")
+REASON(2, NOT_IP, "not-ip", "a frame that is neither IP nor ARP")
 REASON(3, SPOOFED_MAC, "spoofed-mac", "a pod sent from a MAC address that is not its own")
 REASON(4, SPOOFED_IP, "spoofed-ip", "a pod sent from an IP address that is not its own")
 REASON(5, SPOOFED_ARP, "spoofed-arp", "a pod's ARP claimed an address that is not its own")
@@ -24,3 +24,4 @@ REASON(16, BARE, "bare", "an unencapsulated packet from or to the cluster networ
 REASON(17, NOT_HERE, "not-here", "a packet out of the tunnel for an address that is not on this node")
 REASON(18, FOREIGN_SOURCE, "foreign-source", "a packet into the tunnel from an address outside the cluster")
 REASON(19, NO_ROOM, "no-room", "the kernel could not change the packet")
+REASON(20, IPV6, "ipv6", "an IPv6 frame, such as every kernel sends on a new link; counted, not told one by one")

@@ -53,8 +53,7 @@ static __noinline int report(struct __sk_buff *skb, struct packet *p, __u64 reas
 	return 0;
 }
 
-/* Counts and ends the packet. `source` and `destination` are namespace indices where they are known, else NS_NONE. */
-static __always_inline int drop_between(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 source, __u32 destination)
+static __always_inline void count_drop(struct __sk_buff *skb, __u32 reason)
 {
 	struct drop_count *count = bpf_map_lookup_elem(&drops, &reason);
 
@@ -62,6 +61,12 @@ static __always_inline int drop_between(struct __sk_buff *skb, struct packet *p,
 		count->packets++;
 		count->bytes += skb->len;
 	}
+}
+
+/* Counts and ends the packet. `source` and `destination` are namespace indices where they are known, else NS_NONE. */
+static __always_inline int drop_between(struct __sk_buff *skb, struct packet *p, __u32 reason, __u32 source, __u32 destination)
+{
+	count_drop(skb, reason);
 	report(skb, p, (__u64)reason | (__u64)(source & 0xffff) << 8 | (__u64)(destination & 0xffff) << 24);
 	return TC_ACT_SHOT;
 }
@@ -69,6 +74,17 @@ static __always_inline int drop_between(struct __sk_buff *skb, struct packet *p,
 static __always_inline int drop(struct __sk_buff *skb, struct packet *p, __u32 reason)
 {
 	return drop_between(skb, p, reason, NS_NONE, NS_NONE);
+}
+
+/* A frame that is not IPv4. Every kernel speaks IPv6 on its own (MLD, router solicitations): that is no event. */
+static __always_inline int drop_other(struct __sk_buff *skb)
+{
+	struct packet none = {};
+
+	if (skb->protocol != bpf_htons(ETH_P_IPV6) || skb->vlan_present)
+		return drop(skb, &none, DROP_NOT_IP);
+	count_drop(skb, DROP_IPV6);
+	return TC_ACT_SHOT;
 }
 
 /*

@@ -30,7 +30,7 @@ use std::path::Path;
 use bulkhead_store::Store;
 use clap::FromArgMatches;
 
-use crate::args::{Cli, Command, EtcdVerb};
+use crate::args::{Cli, Command, EtcdVerb, NodeVerb};
 use crate::cluster::Etcd;
 use crate::error::CliError;
 use crate::output::Console;
@@ -77,6 +77,9 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
             kubernetes::tenant(verb, &cli.kubernetes.connect().await?, console).await
         }
         Command::Tenant(verb) => tenant::carry_out(verb, &etcd, console).await,
+        Command::Node(NodeVerb::List) if cli.kubernetes.is_chosen(plugin) => {
+            kubernetes::node_list(&cli.kubernetes.connect().await?, console).await
+        }
         Command::Node(verb) => node::carry_out(verb, &etcd.cluster().await?, console).await,
         Command::Config(verb) => config::carry_out(verb, &etcd, console).await,
         Command::Backup { file } => backup::backup(&etcd.cluster().await?, etcd.prefix()?, &file, console).await,

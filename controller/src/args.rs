@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_core::keys::check_prefix;
+use bulkhead_core::network::parse_network;
 use bulkhead_core::record::ConfigRecord;
 use bulkhead_core::{ClusterConfig, Mode, Namespace};
 use bulkhead_store::args::EtcdArgs;
@@ -83,6 +84,9 @@ pub struct KubernetesArgs {
     /// Seconds for which a subnet is kept for a node that left Kubernetes, 0 to 604800
     #[arg(long, env = "BULKHEAD_NODE_RELEASE_AFTER", value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(0..=604_800))]
     pub node_release_after: u64,
+    /// Networks in CIDR form, separated by commas: an `InternalIP` outside of them is not believed; empty for any
+    #[arg(long, env = "BULKHEAD_NODE_NETWORKS", value_name = "CIDR,...", default_value = "")]
+    pub node_networks: String,
 }
 
 impl KubernetesArgs {
@@ -96,11 +100,15 @@ impl KubernetesArgs {
         if self.agent_selector.trim().is_empty() {
             return Err("--agent-selector is empty: name a label that only the agents' pods have".to_owned());
         }
+        let networks = self.node_networks.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let node_networks = networks.map(parse_network).collect::<Result<_, _>>();
+        let node_networks = node_networks.map_err(|error| format!("--node-networks: {error}"))?;
         Ok(Some(KubernetesOptions {
             kubeconfig: self.kubeconfig.clone(),
             agent_namespace: agent_namespace.into(),
             agent_selector: self.agent_selector.clone(),
             node_release_after: Duration::from_secs(self.node_release_after),
+            node_networks,
         }))
     }
 }
@@ -225,6 +233,21 @@ mod tests {
             parse(&["--cluster-name", "k8ssdn", "--network", "172.11.0.0/16", "--mode", "flat"]).unwrap().config;
         assert_eq!(config.unwrap().plugin_name, "k8s-ovs-subnet");
         assert!(parse(&["--network", "172.11.0.0/16"]).is_err());
+    }
+
+    #[test]
+    fn node_networks_are_a_list() {
+        let parse = |text: &str| {
+            let args = ["bulkhead-controller", "--kubernetes", "--node-networks", text];
+            ControllerArgs::try_parse_from(args)
+                .unwrap()
+                .kubernetes
+                .options()
+                .map(|options| options.unwrap().node_networks)
+        };
+        assert_eq!(parse("10.0.0.0/8, fd00::/64").unwrap().len(), 2);
+        assert_eq!(parse("").unwrap(), []);
+        assert!(parse("10.0.0.1").unwrap_err().starts_with("--node-networks: "));
     }
 
     #[test]

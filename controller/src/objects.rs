@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bulkhead_core::annotation::{AnnotationError, JoinConsent, Network};
 use bulkhead_core::{Namespace, NodeName};
+use tokio::time::Instant;
 
 use crate::kubernetes::memory::Memory;
 
@@ -24,6 +25,8 @@ pub struct Objects {
     pub nodes: Arc<BTreeMap<NodeName, NodeObject>>,
     /// The agents' pods by node: whether one of them is ready.
     pub agents: Arc<BTreeMap<NodeName, bool>>,
+    /// Nodes that this process saw and that are gone: since when. Every controller keeps it, leading or not.
+    pub away: Arc<BTreeMap<NodeName, Instant>>,
     /// What it remembered of etcd when this process began, if anything.
     pub memory: Option<Memory>,
 }

@@ -161,7 +161,7 @@ async fn a_leader_frozen_past_its_lease_cannot_move_the_ledger_with_a_write_unde
     let frozen = Controller::start(&gate.endpoint, "frozen");
     people.until_leads("frozen").await;
     people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    people.until_mirrored("a", 10).await;
 
     gate.open.send_replace(false);
     people.act(&["a"], &Action::Global).await;
@@ -202,7 +202,7 @@ async fn a_write_that_was_held_up_within_the_lease_is_carried_out() {
     let controller = Controller::start(&gate.endpoint, "one");
     people.until_leads("one").await;
     people.creates("a").await;
-    people.until_net_id("a", 10).await;
+    people.until_mirrored("a", 10).await;
     gate.open.send_replace(false);
     people.act(&["a"], &Action::Global).await;
     gate.until_held("/bulkhead/ledger/namespaces/a").await;

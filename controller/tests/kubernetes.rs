@@ -48,6 +48,7 @@ impl Controller {
             agent_namespace: "bulkhead-system".to_owned(),
             agent_selector: "agent=yes".to_owned(),
             node_release_after: Duration::from_millis(300),
+            node_networks: Vec::new(),
         };
         let client = api.client();
         let following = kubernetes::follow(&client, &outside);
@@ -200,6 +201,13 @@ async fn nodes_come_move_and_go_and_their_condition_follows_their_agent() {
         api.until(reason, |api| condition(api, "n1") == (status.into(), reason.into())).await;
         api.until("n2 has no agent", |api| condition(api, "n2") == ("True".into(), "BulkheadNotReady".into())).await;
     }
+    // A Node whose agent cannot be ready, and why; the Event is told when the API server takes it.
+    api.refuse_events(3);
+    api.put("nodes", "n3", node("172.11.9.9"));
+    api.until("n3 has no subnet", |api| condition(api, "n3") == ("True".into(), "BulkheadNoSubnet".into())).await;
+    api.until("an Event says why", |api| !api.events("n3").is_empty()).await;
+    let told = api.events("n3");
+    assert!(told.len() == 1 && told[0].0 == "BulkheadNoSubnet" && told[0].1.contains("172.11.0.0/16"), "{told:?}");
     api.put("nodes", "n1", node("10.0.0.7"));
     people.until_subnet("10.0.0.7", "172.11.0.0/22").await;
     api.delete("nodes", "n2");

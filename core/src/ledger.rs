@@ -28,6 +28,9 @@ pub struct ClusterEntry {
     pub networks: Networks,
     /// Whether namespaces are kept apart.
     pub mode: Mode,
+    /// The ledger is being made from the records, and not whole yet: who has a state keeps that until this is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub building: bool,
 }
 
 /// `ledger/nodes/<HostIP>`.

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// The largest record that is read, in bytes.
+/// The largest record that people may write, in bytes.
 pub const MAX_BYTES: usize = 64 << 10;
+/// What the leader's own fields may add to it, an answer among them: a record that was read can be answered and read again.
+pub const MAX_ADDED: usize = 4 << 10;
 
 /// Why a value is not a record.
 #[derive(Debug, Error)]
@@ -18,7 +20,7 @@ pub enum RecordError {
     /// Not JSON, or a field of the wrong type.
     #[error("the record is not valid: {0}; write it as K8S-OVS does, for example {1}")]
     Json(#[source] serde_json::Error, &'static str),
-    /// Larger than [`MAX_BYTES`].
+    /// Larger than [`MAX_BYTES`], our fields aside.
     #[error("the record has {0} bytes; the largest that is read has 65536")]
     TooLarge(usize),
 }
@@ -28,12 +30,19 @@ pub trait Record: Serialize + DeserializeOwned {
     /// A record as a user would write it, for error messages.
     const EXAMPLE: &'static str;
 
+    /// Fields that we do not know.
+    fn unknown(&self) -> &Map<String, Value>;
+
     /// Reads a record.
     fn parse(value: &[u8]) -> Result<Self, RecordError> {
-        if value.len() > MAX_BYTES {
-            return Err(RecordError::TooLarge(value.len()));
+        let too_large = || RecordError::TooLarge(value.len());
+        if value.len() > MAX_BYTES + MAX_ADDED {
+            return Err(too_large());
         }
-        serde_json::from_slice(value).map_err(|source| RecordError::Json(source, Self::EXAMPLE))
+        let record: Self = serde_json::from_slice(value).map_err(|source| RecordError::Json(source, Self::EXAMPLE))?;
+        // Only what a person added can be large: ours is what the leader wrote into a record that was small enough.
+        let added = || serde_json::to_vec(record.unknown()).map_or(0, |json| json.len());
+        if value.len() > MAX_BYTES && added() > MAX_BYTES { Err(too_large()) } else { Ok(record) }
     }
 
     /// The record as K8S-OVS would write it: compact JSON, its field order, unknown fields last.
@@ -66,6 +75,10 @@ pub struct ConfigRecord {
 
 impl Record for ConfigRecord {
     const EXAMPLE: &'static str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/16","HostSubnetLength":10,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
+
+    fn unknown(&self) -> &Map<String, Value> {
+        &self.unknown
+    }
 }
 
 /// `<prefix>/<Name>/subnets/<HostIP>`.
@@ -94,6 +107,10 @@ pub struct SubnetRecord {
 
 impl Record for SubnetRecord {
     const EXAMPLE: &'static str = r#"{"Host":"lb1","HostIP":"10.0.0.9","Subnet":"","Assign":true}"#;
+
+    fn unknown(&self) -> &Map<String, Value> {
+        &self.unknown
+    }
 }
 
 impl SubnetRecord {
@@ -136,6 +153,10 @@ pub struct NetNamespaceRecord {
 
 impl Record for NetNamespaceRecord {
     const EXAMPLE: &'static str = r#"{"NetName":"a","NetID":10,"Action":"join","Namespace":"b"}"#;
+
+    fn unknown(&self) -> &Map<String, Value> {
+        &self.unknown
+    }
 }
 
 impl NetNamespaceRecord {
@@ -172,6 +193,10 @@ pub struct RestoreRecord {
 
 impl Record for RestoreRecord {
     const EXAMPLE: &'static str = r#"{"Requested":"etcd was restored from a snapshot"}"#;
+
+    fn unknown(&self) -> &Map<String, Value> {
+        &self.unknown
+    }
 }
 
 impl RestoreRecord {
@@ -222,7 +247,24 @@ mod tests {
             let error = NetNamespaceRecord::parse(bad.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("NetName"), "{bad}: {error}");
         }
-        assert!(matches!(NetNamespaceRecord::parse(&vec![b' '; MAX_BYTES + 1]), Err(RecordError::TooLarge(_))));
+        assert!(matches!(
+            NetNamespaceRecord::parse(&vec![b' '; MAX_BYTES + MAX_ADDED + 1]),
+            Err(RecordError::TooLarge(_))
+        ));
+    }
+
+    #[test]
+    fn the_largest_record_can_be_answered_and_is_read_again() {
+        let frame = r#"{"NetName":"a","Action":"join","Namespace":"b","Note":""}"#;
+        let note = |length: usize| frame.replace(r#"Note":""#, &format!(r#"Note":"{}"#, "x".repeat(length)));
+        let largest = note(MAX_BYTES - frame.len());
+        let mut record = NetNamespaceRecord::parse(largest.as_bytes()).unwrap();
+        (record.net_id, record.error) = (Some(10), "y".repeat(MAX_ADDED / 2));
+        let answered = record.to_json();
+        assert!(answered.len() > MAX_BYTES);
+        assert_eq!(NetNamespaceRecord::parse(&answered).unwrap(), record);
+        let larger = note(MAX_BYTES);
+        assert!(matches!(NetNamespaceRecord::parse(larger.as_bytes()), Err(RecordError::TooLarge(_))));
     }
 
     #[test]

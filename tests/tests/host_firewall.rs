@@ -109,6 +109,15 @@ fn a_firewall_that_stops_forwarded_packets_is_passed_and_told() -> Result<(), La
         nft add rule inet firewalld filter_FORWARD reject",
     )?;
     passed("a repair")?;
+    println!("a reject of others, as kube-proxy's for a service without endpoints, keeps its say");
+    let empty = Ipv4Addr::new(10, 96, 0, 2);
+    shell(node, &format!("iptables -A FORWARD -d {empty} -j REJECT"))?;
+    wait::until_or("our rules going behind it", SOON, || {
+        let rejected = format!("iptables -nvxL FORWARD | awk '$1 > 0' | grep -c 'REJECT .* {empty}'");
+        let tried = reaches_with(one, empty, 80, Proto::Tcp, 32, SILENCE);
+        tried.and_then(|_| shell(node, &rejected)).map(drop).map_err(|error| error.to_string())
+    })?;
+    passed("the rest still passing")?;
     println!("iptables' tools still read and write their table");
     let saved = shell(node, "iptables-save -t filter > /dev/null && iptables -S FORWARD")?;
     promised(saved.contains("bulkhead: from pods of this node"), || saved)?;

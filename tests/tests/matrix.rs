@@ -41,8 +41,8 @@ fn each_pair_of_tenants_and_hosts_passes_or_is_dropped_as_it_must() -> Result<()
     println!("what did not pass was counted as isolated, and nothing was dropped for another reason");
     for (counter, node) in counters.iter().zip(lab.nodes()) {
         counter.expect(&["isolated"], 10)?;
-        // Kernels speak IPv6 on their own: neighbour discovery is no IPv4.
-        let allowed = BTreeSet::from(["isolated", "not-ip"]);
+        // Kernels speak IPv6 on their own: neighbour discovery.
+        let allowed = BTreeSet::from(["isolated", "ipv6"]);
         let since = counter.since()?;
         let strange = since.keys().any(|reason| !allowed.contains(reason.as_str()));
         promised(!strange, || format!("{}: {since:?}", node.name()))?;

@@ -130,10 +130,12 @@ fn a_pods_frames(scene: &Scene) -> Result<(), LabError> {
     let packet = frame::udp((scene.mallory.address(), 1), (scene.near.address(), 2), MARK);
     let tagged = [&[0, 5][..], &frame::IPV4.to_be_bytes(), &packet].concat();
     let ipv6 = [&[0x60, 0, 0, 0, 0, 22, 17, 64][..], &[0xfe; 32], MARK].concat();
-    for (what, ether_type, payload) in
-        [("IPv6", frame::IPV6, ipv6), ("a VLAN tag", frame::VLAN, tagged), ("LLDP", 0x88cc, MARK.to_vec())]
-    {
-        refused(scene, what, &frame::ethernet(host, mac, ether_type, &payload), &["not-ip"])?;
+    for (what, ether_type, payload, reason) in [
+        ("IPv6", frame::IPV6, ipv6, "ipv6"),
+        ("a VLAN tag", frame::VLAN, tagged, "not-ip"),
+        ("LLDP", 0x88cc, MARK.to_vec(), "not-ip"),
+    ] {
+        refused(scene, what, &frame::ethernet(host, mac, ether_type, &payload), &[reason])?;
     }
     let broken = [&[0x45, 0, 0, 200, 0, 0, 0, 0, 64, 17][..], MARK].concat();
     let frame = frame::ethernet(host, mac, frame::IPV4, &broken);

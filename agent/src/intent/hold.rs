@@ -17,9 +17,16 @@ pub(super) struct Hold {
     pub reason: String,
 }
 
+const BUILDING: &str = "the ledger was deleted, and the controller is making it anew from the records: this node keeps its last \
+    state until it is whole; if it is not within a minute, look at the controller's log";
+
 /// Judges `fresh` by what was `seen`; none if it is to be followed.
 pub(super) fn judge(seen: &Intent, discontinuity: Option<Discontinuity>, fresh: &Intent) -> Option<Hold> {
     let (epoch, now) = (seen.must_exceed.unwrap_or_else(|| seen.epoch()), fresh.epoch());
+    let whole = |intent: &Intent| intent.cluster.as_ref().is_some_and(|cluster| !cluster.building);
+    if whole(seen) && fresh.cluster.as_ref().is_some_and(|cluster| cluster.building) {
+        return Some(Hold { must_exceed: seen.must_exceed, reason: BUILDING.to_owned() });
+    }
     let what = match discontinuity {
         _ if now > epoch => return None,
         Some(Discontinuity::ClusterChanged { .. }) => "another etcd cluster answers",
@@ -92,6 +99,26 @@ mod tests {
         assert_eq!(judged(&of(1), None, &of(1)), Ok(()));
         assert_eq!(judged(&of(1), None, &of(2)), Ok(()));
         assert_eq!(judged(&of(2), None, &of(1)), Err(Some(2)), "put back, but older");
+    }
+
+    #[test]
+    fn a_ledger_that_is_not_whole_yet_is_held_off_by_who_has_one() {
+        let building = |epoch| {
+            let mut intent = of(epoch);
+            intent.cluster.as_mut().unwrap().building = true;
+            intent
+        };
+        for epoch in 1..4 {
+            assert_eq!(judged(&of(2), None, &building(epoch)), Err(None), "{epoch}");
+        }
+        let noticed = Intent { must_exceed: Some(2), ..of(1) };
+        assert_eq!(judged(&noticed, None, &building(3)), Err(Some(2)));
+        assert_eq!(judged(&of(2), None, &of(3)), Ok(()));
+        // Nobody waits for it who has nothing to lose.
+        for seen in [Intent::default(), building(3)] {
+            assert_eq!(judged(&seen, None, &building(3)), Ok(()));
+            assert_eq!(judged(&seen, None, &of(3)), Ok(()));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::kernel::KernelError;
 use crate::kernel::nftables::{
-    BaseChain, Direction, Expression as E, Family, Field, InetHook, Meta, Nftables, Transaction, Verdict,
+    BaseChain, Direction, Expression as E, Family, Field, InetHook, Meta, Nftables, Place, Transaction, Verdict,
 };
 use crate::node::overlay;
 use crate::pods::Record;
@@ -248,7 +248,7 @@ impl Firewall {
         for Chain { base, rules } in self.chains() {
             all.chain(FAMILY, TABLE, &base);
             for Rule { about, steps } in rules {
-                all.rule((FAMILY, TABLE, base.name), true, &about, &steps);
+                all.rule((FAMILY, TABLE, base.name), Place::Last, &about, &steps);
             }
         }
         Ok(Nftables::here()?.commit(&all)?)

@@ -1,15 +1,18 @@
 //! Firewalls of others that stop forwarded packets: Docker's `FORWARD` chain drops by policy, firewalld's ends with a reject.
 //! Pods' traffic through the host's stack (services, the way out) would die there, and an accept in a table of our own does
-//! not help: every base chain has to let a packet pass. So each of those chains gets our rules at its head.
+//! not help: every base chain has to let a packet pass. So each of those chains gets our rules, just before what stops all.
 //!
 //! They pass what comes from or goes to our own devices and nothing else; which of it may pass is the programs' to judge.
-//! The chain may be iptables': its tools read all of these expressions, so that nobody's `iptables-save` breaks.
+//! Rules of others before that keep their say: kube-proxy rejects what has no endpoint there, an administrator drops what
+//! they like. The chain may be iptables': its tools read all of these expressions, so that nobody's `iptables-save` breaks.
 
 use ipnetwork::Ipv4Network;
 
 use super::firewall::FirewallError;
 use super::overlay;
-use crate::kernel::nftables::{Chain, Expression as E, Family, InetHook, Meta, Nftables, Rule, Transaction, Verdict};
+use crate::kernel::nftables::{
+    Chain, Expression as E, Family, Fate, InetHook, Meta, Nftables, Place, Rule, Transaction, Verdict,
+};
 use crate::pods::Record;
 
 /// What our rules' comments start with.
@@ -46,6 +49,41 @@ fn forward_chains(nftables: &mut Nftables) -> Result<Vec<(Chain, Vec<Rule>)>, Fi
     with_rules.collect()
 }
 
+/// Whether nothing that goes through the chain of that name comes out of it again, but by a condition. The kernel sees to it
+/// that chains do not call each other in a circle, and how deep they may.
+fn stops(nftables: &mut Nftables, within: &Chain, name: &str) -> Result<bool, FirewallError> {
+    for rule in nftables.rules(within.family, &within.table, name)? {
+        match rule.fate {
+            Some(Fate::Stopped) => return Ok(true),
+            Some(Fate::Passed | Fate::Returned) => return Ok(false),
+            Some(Fate::Goes(chain)) => return stops(nftables, within, &chain),
+            Some(Fate::Jumps(chain)) if stops(nftables, within, &chain)? => return Ok(true),
+            Some(Fate::Jumps(_)) | None => {}
+        }
+    }
+    Ok(false)
+}
+
+/// Where pods' packets have to be let pass in a base chain: the place is before that many of others' rules. None if nothing
+/// stops them.
+fn end(nftables: &mut Nftables, chain: &Chain, others: &[&Rule]) -> Result<Option<usize>, FirewallError> {
+    for (index, rule) in others.iter().enumerate() {
+        let stopped = match &rule.fate {
+            Some(Fate::Stopped) => true,
+            Some(Fate::Passed) => return Ok(None),
+            // What is behind it is reached by nobody; the policy decides.
+            Some(Fate::Returned) => return Ok(chain.drops.then_some(index)),
+            Some(Fate::Goes(name)) => return Ok((chain.drops || stops(nftables, chain, name)?).then_some(index)),
+            Some(Fate::Jumps(name)) => stops(nftables, chain, name)?,
+            None => false,
+        };
+        if stopped {
+            return Ok(Some(index));
+        }
+    }
+    Ok(chain.drops.then_some(others.len()))
+}
+
 impl HostFirewall {
     fn rules(self) -> [(String, Vec<E>); 4] {
         let rule = |about: &str, condition: Vec<E>| {
@@ -61,12 +99,11 @@ impl HostFirewall {
         ]
     }
 
-    /// Whether our rules are in the chain, all of them, with nothing before them that stops every packet.
-    fn passes(self, rules: &[Rule]) -> bool {
-        let reached = rules.iter().take_while(|rule| !rule.stops_all);
-        let ours: Vec<&str> = reached.filter(|rule| is_ours(rule)).filter_map(|rule| rule.comment.as_deref()).collect();
-        ours.len() == rules.iter().filter(|rule| is_ours(rule)).count()
-            && ours == self.rules().each_ref().map(|(about, _)| about.as_str())
+    /// Whether our rules are in the chain, all of them and nowhere else than behind that many of others' rules.
+    fn passes(self, rules: &[Rule], end: usize) -> bool {
+        let (ours, wanted) = (rules.iter().filter(|rule| is_ours(rule)).count(), self.rules());
+        let here = rules.iter().skip(end).take(wanted.len()).map(|rule| rule.comment.as_deref());
+        ours == wanted.len() && here.eq(wanted.iter().map(|(about, _)| Some(about.as_str())))
     }
 
     /// Puts our rules where they are needed, and takes them from where they are not any more. Returns what was done, in words.
@@ -74,28 +111,28 @@ impl HostFirewall {
         let mut nftables = Nftables::here()?;
         let (mut all, mut done) = (Transaction::default(), Vec::new());
         for (chain, rules) in forward_chains(&mut nftables)? {
-            let stops = chain.drops || rules.iter().any(|rule| rule.stops_all);
-            let held = rules.iter().filter(|rule| is_ours(rule));
-            if (stops && self.passes(&rules)) || (!stops && held.clone().count() == 0) {
+            let (held, others): (Vec<&Rule>, Vec<&Rule>) = rules.iter().partition(|rule| is_ours(rule));
+            let end = end(&mut nftables, &chain, &others)?;
+            if end.map_or(held.is_empty(), |end| self.passes(&rules, end)) {
                 continue;
             }
             let at = (chain.family, chain.table.as_str(), chain.name.as_str());
             for rule in held {
                 all.delete_rule(at, rule.handle);
             }
-            if !stops {
+            let Some(end) = end else {
                 done.push(format!(
                     "the host's firewall ({}) lets forwarded packets pass now; our rules left it",
                     place(&chain)
                 ));
                 continue;
-            }
-            // Each before the one that was inserted last.
-            for (about, steps) in self.rules().iter().rev() {
-                all.rule(at, false, about, steps);
+            };
+            let before = others.get(end).map_or(Place::Last, |rule| Place::Before(rule.handle));
+            for (about, steps) in self.rules() {
+                all.rule(at, before, &about, &steps);
             }
             done.push(format!(
-                "the host's firewall ({}) stops forwarded packets; rules at its head let pods' pass",
+                "the host's firewall ({}) stops forwarded packets; rules just before it does let pods' pass",
                 place(&chain)
             ));
         }
@@ -169,10 +206,10 @@ mod tests {
             let listed = run("iptables", &["-S", "FORWARD"]);
             let rules: Vec<&str> = listed.lines().collect();
             assert!(
-                rules[1].starts_with("-A FORWARD -i bh0a4d+ -m comment --comment \"bulkhead: from pods"),
+                rules[3].starts_with("-A FORWARD -i bh0a4d+ -m comment --comment \"bulkhead: from pods"),
                 "{listed}"
             );
-            assert!(rules[4].starts_with("-A FORWARD -o bulkhead0 "), "{listed}");
+            assert!(rules.len() == 7 && rules[6].starts_with("-A FORWARD -o bulkhead0 "), "{listed}");
             // What kube-proxy does all the time: to read all, to change something and to write it back.
             let saved = run("iptables-save", &["-t", "filter"]);
             run("iptables", &["-A", "FORWARD", "-j", "DOCKER-USER"]);
@@ -180,7 +217,7 @@ mod tests {
             std::io::Write::write_all(&mut restore.stdin.take().unwrap(), saved.as_bytes()).unwrap();
             assert!(restore.wait().unwrap().success());
             assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "rules that iptables wrote back are ours still");
-            run("iptables", &["-D", "FORWARD", "2"]);
+            run("iptables", &["-D", "FORWARD", "4"]);
             assert_eq!(HOST.pass().unwrap().len(), 1, "one that is missing is put back");
             run("iptables", &["-I", "FORWARD", "-j", "DROP"]);
             assert_eq!(HOST.pass().unwrap().len(), 1, "and they come before what stops all");
@@ -189,6 +226,78 @@ mod tests {
             HostFirewall::leave().unwrap();
             let strip = |text: &str| text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
             assert_eq!(strip(&run("iptables-save", &["-t", "filter"])), strip(&before));
+        });
+    }
+
+    #[test]
+    fn rules_of_others_keep_their_say_whenever_they_come() {
+        in_new_netns(|| {
+            run("iptables", &["-P", "FORWARD", "DROP"]);
+            assert_eq!(HOST.pass().expect("this test needs root").len(), 1);
+            // kube-proxy starts later; it inserts, others append.
+            let services = ["-m", "conntrack", "--ctstate", "NEW", "-j", "KUBE-SERVICES"];
+            run("iptables", &["-N", "KUBE-SERVICES"]);
+            run("iptables", &["-A", "KUBE-SERVICES", "-d", "10.96.0.9", "-j", "REJECT"]);
+            run("iptables", &[&["-I", "FORWARD"][..], &services].concat());
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "it is before ours already");
+            run("iptables", &["-A", "FORWARD", "-s", "10.77.1.7", "-j", "DROP"]);
+            run("iptables", &["-N", "STRICT"]);
+            run("iptables", &["-A", "FORWARD", "-j", "STRICT"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1, "ours go behind what was appended");
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new());
+            let order = || -> Vec<String> {
+                let listed = run("iptables", &["-S", "FORWARD"]);
+                let name = |line: &str| {
+                    ["KUBE-SERVICES", "bulkhead", "10.77.1.7", "STRICT", "REJECT"]
+                        .into_iter()
+                        .find(|word| line.contains(word))
+                };
+                let mut names: Vec<String> = listed.lines().filter_map(name).map(str::to_owned).collect();
+                names.dedup();
+                names
+            };
+            assert_eq!(order(), ["KUBE-SERVICES", "10.77.1.7", "STRICT", "bulkhead"]);
+            run("iptables", &["-A", "STRICT", "-i", "eth0", "-j", "DROP"]);
+            run("iptables", &["-A", "FORWARD", "-j", "REJECT"]);
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new(), "a condition is somebody's intent");
+            assert_eq!(order(), ["KUBE-SERVICES", "10.77.1.7", "STRICT", "bulkhead", "REJECT"]);
+            run("iptables", &["-A", "STRICT", "-j", "DROP"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1, "a chain that lets nothing out stops like a rule");
+            assert_eq!(order(), ["KUBE-SERVICES", "10.77.1.7", "bulkhead", "STRICT", "REJECT"]);
+            run("iptables", &["-I", "STRICT", "-j", "RETURN"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1);
+            assert_eq!(order(), ["KUBE-SERVICES", "10.77.1.7", "STRICT", "bulkhead", "REJECT"]);
+        });
+    }
+
+    /// firewalld 1.3, one zone: nothing gets as far as the last rule.
+    #[test]
+    fn a_zone_that_rejects_is_passed_before_it_is_called() {
+        in_new_netns(|| {
+            run(
+                "nft",
+                &["add table inet firewalld; \
+                add chain inet firewalld filter_FWD_public; \
+                add rule inet firewalld filter_FWD_public ct mark 7 accept; \
+                add rule inet firewalld filter_FWD_public reject with icmpx admin-prohibited; \
+                add chain inet firewalld filter_FORWARD_ZONES; \
+                add rule inet firewalld filter_FORWARD_ZONES iifname eth0 goto filter_FWD_public; \
+                add rule inet firewalld filter_FORWARD_ZONES goto filter_FWD_public; \
+                add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; policy accept; }; \
+                add rule inet firewalld filter_FORWARD ct state { established, related } accept; \
+                add rule inet firewalld filter_FORWARD jump filter_FORWARD_ZONES; \
+                add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited"],
+            );
+            assert_eq!(HOST.pass().expect("this test needs root").len(), 1);
+            assert_eq!(HOST.pass().unwrap(), Vec::<String>::new());
+            let listed = run("nft", &["list", "chain", "inet", "firewalld", "filter_FORWARD"]);
+            let at = |text: &str| listed.lines().position(|line| line.contains(text)).unwrap();
+            assert!(at("established") < at("from pods of this node"), "{listed}");
+            assert!(at("to other nodes' pods") < at("jump filter_FORWARD_ZONES"), "{listed}");
+            // An accept of all before it, and nothing is in the way any more.
+            run("nft", &["insert rule inet firewalld filter_FORWARD accept"]);
+            assert_eq!(HOST.pass().unwrap().len(), 1);
+            assert!(!run("nft", &["list", "ruleset"]).contains("bulkhead"));
         });
     }
 
@@ -210,9 +319,9 @@ mod tests {
             let done = HOST.pass().unwrap();
             assert!(done.len() == 1 && done[0].contains("inet firewalld filter_FORWARD"), "{done:?}");
             let listed = run("nft", &["list", "chain", "inet", "firewalld", "filter_FORWARD"]);
-            let first = listed.lines().nth(3).unwrap_or_default();
+            let third = listed.lines().nth(5).unwrap_or_default();
             assert!(
-                first.contains("iifname \"bh0a4d*\" counter") && first.contains("accept comment \"bulkhead: "),
+                third.contains("iifname \"bh0a4d*\" counter") && third.contains("accept comment \"bulkhead: "),
                 "{listed}"
             );
             assert!(!run("nft", &["list", "table", "inet", "open"]).contains("bulkhead"));

@@ -23,7 +23,8 @@ fn a_packet_without_tunnel_metadata_is_dropped() {
                 }
             }
             for ether_type in [0x0806, 0x86dd, 0x8100, 0x88a8] {
-                assert_eq!(receive(mark, frame(to.mac, ether_type, &[0x45; 60])), Way::Dropped("not-ip"));
+                let reason = if ether_type == 0x86dd { "ipv6" } else { "not-ip" };
+                assert_eq!(receive(mark, frame(to.mac, ether_type, &[0x45; 60])), Way::Dropped(reason));
             }
         }
     });

@@ -314,7 +314,8 @@ fn frames_that_are_neither_ipv4_nor_arp_are_dropped() {
         {
             for payload in [&inner, &nested] {
                 let outcome = send(node, frame(pod.mac, ether_type, payload));
-                assert_eq!((outcome.way, outcome.mark), (Way::Dropped("not-ip"), 0), "{ether_type:#06x}");
+                let reason = if ether_type == 0x86dd { "ipv6" } else { "not-ip" };
+                assert_eq!((outcome.way, outcome.mark), (Way::Dropped(reason), 0), "{ether_type:#06x}");
             }
         }
     });

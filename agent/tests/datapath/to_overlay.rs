@@ -94,7 +94,8 @@ fn nothing_but_ipv4() {
         for ether_type in [0x0806, 0x86dd, 0x8100, 0x8847] {
             let bytes = frame(pod.mac, ether_type, &[0x60; 60]);
             let skb = Skb::sent(node.overlay, pod.ifindex, node.index(Tenant::A) << 16, bytes);
-            assert_eq!(node.run("to_overlay", &skb).way, Way::Dropped("not-ip"), "{ether_type:#x}");
+            let reason = if ether_type == 0x86dd { "ipv6" } else { "not-ip" };
+            assert_eq!(node.run("to_overlay", &skb).way, Way::Dropped(reason), "{ether_type:#x}");
         }
     });
 }

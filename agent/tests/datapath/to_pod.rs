@@ -83,7 +83,8 @@ fn other_protocols() {
         let run = |bytes| node.run("to_pod", &Skb::sent(to.ifindex, 0, 0, bytes)).way;
         assert_eq!(run(arp.frame()), Way::Passed, "the stack's own question");
         for ether_type in [0x86dd, 0x8100, 0x88a8, 0x8847] {
-            assert_eq!(run(frame(own.mac, ether_type, &[0x60; 60])), Way::Dropped("not-ip"), "{ether_type:#x}");
+            let reason = if ether_type == 0x86dd { "ipv6" } else { "not-ip" };
+            assert_eq!(run(frame(own.mac, ether_type, &[0x60; 60])), Way::Dropped(reason), "{ether_type:#x}");
         }
     });
 }

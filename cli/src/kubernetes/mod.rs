@@ -1,7 +1,8 @@
-//! Tenants in Kubernetes, and the API server that the flags name.
+//! Tenants and nodes in Kubernetes, and the API server that the flags name.
 
 mod declare;
 mod list;
+mod nodes;
 mod status;
 mod tenant;
 
@@ -15,6 +16,7 @@ use kube::{Client, Config};
 
 use crate::error::CliError;
 
+pub use nodes::list as node_list;
 pub use tenant::carry_out as tenant;
 
 /// A Namespace as far as it matters here: the API server sends its metadata alone.

@@ -146,6 +146,13 @@ async fn remove_record(cluster: &Cluster, node: &str) -> Result<(IpAddr, View), 
         let Some(entry) = view.subnet(ip).entry().cloned() else {
             return Err(CliError::Refused(format!("{node} is removed already; its subnet waits to be released")));
         };
+        if let Some(owned) = view.node(ip).filter(|owned| owned.uid.is_some()) {
+            return Err(CliError::Refused(format!(
+                "{} ({ip}) is a Node of Kubernetes, and its record would be written again: after `kubectl delete node {}` the \
+                 controller takes its subnet back (--node-release-after). Where there is no Kubernetes any more: `etcdctl del {}`",
+                owned.host, owned.host, entry.key
+            )));
+        }
         match cluster.store.commit(Txn::new().when(Compare::unchanged(&entry)).delete(entry.key)).await {
             Ok(Outcome::Done { .. }) => return Ok((ip, view)),
             Ok(Outcome::Conflict(_)) => {}

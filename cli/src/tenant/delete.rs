@@ -98,6 +98,13 @@ async fn delete_records(cluster: &Cluster, names: &[&Namespace]) -> Result<View,
         if !absent.is_empty() {
             return Err(unknown(&absent));
         }
+        if let Some(owned) = names.iter().find(|name| view.tenant(name).is_some_and(|tenant| tenant.uid.is_some())) {
+            return Err(CliError::Refused(format!(
+                "{owned} is a Namespace of Kubernetes, and its record would be written again: `kubectl delete namespace {owned}` \
+                 deletes both. Where there is no Kubernetes any more: `etcdctl del {}`",
+                cluster.keys.netnamespace(owned)
+            )));
+        }
         let entries = names.iter().filter_map(|namespace| entry_of(namespace));
         let txn = entries.fold(Txn::new(), |txn, entry| txn.when(Compare::unchanged(&entry)).delete(entry.key));
         match cluster.store.commit(txn).await {

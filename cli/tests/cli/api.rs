@@ -23,6 +23,7 @@ struct State {
     version: u64,
     objects: BTreeMap<String, Value>,
     changes: Vec<(u64, Value)>,
+    nodes: Vec<Value>,
 }
 
 struct Shared {
@@ -87,6 +88,16 @@ impl Api {
         self.folder.path().join("config")
     }
 
+    /// A Node with this address and, if the controller has said anything, this condition `NetworkUnavailable`.
+    pub fn node(&self, name: &str, address: &str, condition: Option<[&str; 3]>) {
+        let conditions: Vec<Value> = condition
+            .map(|[status, reason, message]| json!({"type": "NetworkUnavailable", "status": status, "reason": reason, "message": message}))
+            .into_iter()
+            .collect();
+        let status = json!({"addresses": [{"type": "InternalIP", "address": address}], "conditions": conditions});
+        self.shared.state.lock().unwrap().nodes.push(json!({"metadata": {"name": name}, "status": status}));
+    }
+
     /// What a namespace declares.
     pub fn declared(&self, name: &str) -> Option<String> {
         let state = self.shared.state.lock().unwrap();
@@ -126,6 +137,7 @@ fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
         return watch(shared, &mut stream, query);
     }
     let (code, answer) = match method {
+        "GET" if path == "/api/v1/nodes" => (200, json!({"metadata": {}, "items": shared.state.lock().unwrap().nodes})),
         "GET" if name.is_empty() => (200, list(shared, query)),
         "GET" => found(shared.state.lock().unwrap().objects.get(name)),
         "PATCH" => patch(shared, name, &serde_json::from_slice(&body)?, query.contains("dryRun")),

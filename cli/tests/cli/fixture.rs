@@ -112,6 +112,11 @@ impl Cluster {
         assert!(self.twin.store().commit(txn).await.unwrap().done().is_some());
     }
 
+    /// Writes a key.
+    pub async fn put(&self, key: &str, value: &str) {
+        assert!(self.twin.store().commit(Txn::new().put(key, value)).await.unwrap().done().is_some());
+    }
+
     /// Waits until a namespace's record contains this.
     pub async fn until_written(&self, name: &str, part: &str) {
         while !self.record(name).await.unwrap().contains(part) {

@@ -126,3 +126,15 @@ async fn a_server_that_is_not_there_is_told_of() {
     let away = type_at(&Store::in_memory(), &format!("tenant list --kubeconfig {}", path.display())).await.refused();
     assert!(away.contains("does the API server answer"), "{away}");
 }
+
+#[tokio::test]
+async fn a_node_without_a_network_says_why() {
+    let api = shop();
+    api.node("n2", "10.0.0.2", Some(["True", "BulkheadNoSubnet", "the node has no subnet: all 64 are in use"]));
+    api.node("n1", "10.0.0.1", Some(["False", "BulkheadReady", "the node's bulkhead-agent is ready"]));
+    api.node("n3", "10.0.0.3", None);
+    insta::assert_snapshot!("kubernetes_nodes", run(&api, "node list").await.ok());
+    let json = run(&api, "node list -o json").await.json();
+    assert_eq!((&json[1]["ready"], &json[1]["reason"]), (&false.into(), &"BulkheadNoSubnet".into()), "{json}");
+    assert_eq!(run(&api, "node list --etcd").await.code, 2, "one or the other");
+}

@@ -158,5 +158,10 @@ async fn node(txn: Txn, store: &Store, keys: &Keys, ip: IpAddr, entry: &Entry, a
 /// What the controller writes when it first sees the config.
 pub fn cluster_entry(record: &ConfigRecord) -> Vec<u8> {
     let config = ClusterConfig::try_from(record).unwrap();
-    ledger::to_json(&ClusterEntry { epoch: 1, networks: config.networks().clone(), mode: config.mode() })
+    ledger::to_json(&ClusterEntry {
+        epoch: 1,
+        networks: config.networks().clone(),
+        mode: config.mode(),
+        building: false,
+    })
 }

@@ -99,3 +99,18 @@ async fn a_config_that_does_not_hold_is_told_apart_from_what_does() {
     let problem = shown["problem"].as_str().unwrap();
     assert!(problem.contains("172.11.0.0/16, host subnet length 10"), "{problem}");
 }
+
+#[tokio::test]
+async fn a_node_of_kubernetes_is_removed_there() {
+    let cluster = Cluster::led().await;
+    cluster.run("node add-external lb1 --ip 10.0.0.9").await.ok();
+    cluster.run("node add-external n1 --ip 10.0.0.1").await.ok();
+    let entry = r#"{"host":"n1","addresses":["10.0.0.1"],"subnets":["172.11.4.0/22"],"uid":"u"}"#;
+    cluster.put(&cluster.keys.ledger_node("10.0.0.1".parse().unwrap()), entry).await;
+    for name in ["n1", "10.0.0.1"] {
+        let errors = cluster.run(&format!("node remove {name}")).await.refused();
+        assert!(errors.contains("`kubectl delete node n1`"), "{errors}");
+    }
+    assert_eq!(cluster.json("node show n1").await["subnets"], json!(["172.11.4.0/22"]));
+    cluster.run("node remove lb1").await.ok();
+}

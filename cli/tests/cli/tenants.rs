@@ -81,3 +81,16 @@ async fn show_names_the_members_of_its_network() {
     assert_eq!(shown["joinedWith"], json!(["blue", "green"]));
     assert_eq!((&shown["network"], &shown["vni"], &shown["netId"]), (&json!("joined"), &json!(11), &json!(10)));
 }
+
+#[tokio::test]
+async fn a_namespace_of_kubernetes_is_deleted_there() {
+    let cluster = Cluster::with(&["blue", "red"]).await;
+    let key = cluster.keys.ledger_namespace(&bulkhead_core::Namespace::new("red").unwrap());
+    cluster.put(&key, r#"{"vni":11,"netId":11,"uid":"u"}"#).await;
+    let before = cluster.record("red").await;
+    let errors = cluster.run("tenant delete blue red").await.refused();
+    assert!(errors.contains("`kubectl delete namespace red`"), "{errors}");
+    assert_eq!(cluster.record("red").await, before);
+    assert!(cluster.record("blue").await.is_some(), "nothing half-applied");
+    cluster.run("tenant delete blue").await.ok();
+}

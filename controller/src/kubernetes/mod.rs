@@ -12,6 +12,7 @@ mod watch;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
@@ -30,6 +31,8 @@ pub struct KubernetesOptions {
     pub agent_selector: String,
     /// How long a node's subnet is kept for it after its Node is gone.
     pub node_release_after: Duration,
+    /// Where Nodes' internal addresses have to be; empty for anywhere.
+    pub node_networks: Vec<IpNetwork>,
 }
 
 /// Why the API server cannot even be tried.

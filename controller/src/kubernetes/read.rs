@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use bulkhead_core::annotation::{ALLOW_JOIN_FROM, NETWORK, NETWORK_STATUS, VNI};
 use bulkhead_core::{Namespace, NodeName};
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node, Pod};
 
 use crate::objects::{NamespaceObject, NodeObject};
@@ -26,13 +27,14 @@ pub(super) fn namespace(object: ApiNamespace) -> Option<(Namespace, NamespaceObj
     Some((name, read))
 }
 
-/// A Node by its name.
-pub(super) fn node(object: Node) -> Option<(NodeName, NodeObject)> {
+/// A Node by its name, with its addresses inside the networks; all of them if there are none.
+pub(super) fn node(object: Node, networks: &[IpNetwork]) -> Option<(NodeName, NodeObject)> {
     let name = NodeName::new(object.metadata.name?).ok()?;
     let status = object.status.unwrap_or_default();
     let internal = status.addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
     let mut addresses: Vec<IpAddr> =
         internal.filter_map(|address| address.address.parse().ok()).map(|ip: IpAddr| ip.to_canonical()).collect();
+    addresses.retain(|ip| networks.is_empty() || networks.iter().any(|network| network.contains(*ip)));
     // Stable: the kubelet's order within a family stays.
     addresses.sort_by_key(IpAddr::is_ipv6);
     let condition = status.conditions.into_iter().flatten().find(|condition| condition.type_ == NETWORK_UNAVAILABLE);
@@ -60,7 +62,15 @@ mod tests {
                 {"type":"InternalIP","address":"fd00::1"},{"type":"InternalIP","address":"10.0.0.1"},
                 {"type":"InternalIP","address":"10.0.0.2"}],
             "conditions":[{"type":"Ready","status":"True"},{"type":"NetworkUnavailable","status":"True","reason":"x"}]}}"#;
-        let (name, node) = node(serde_json::from_str(json).unwrap()).unwrap();
+        let read = |networks: &[&str]| {
+            let networks: Vec<IpNetwork> = networks.iter().map(|text| text.parse().unwrap()).collect();
+            node(serde_json::from_str(json).unwrap(), &networks).unwrap()
+        };
+        let addresses =
+            |networks: &[&str]| read(networks).1.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(addresses(&["10.0.0.2/31", "192.0.2.0/24"]), ["10.0.0.2"]);
+        assert_eq!(addresses(&["10.0.0.0/24", "fd00::/64"]), ["10.0.0.1", "10.0.0.2", "fd00::1"]);
+        let (name, node) = read(&[]);
         assert_eq!((name.as_str(), node.uid.as_str()), ("n1", "u"));
         assert_eq!(node.addresses, ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
         assert_eq!(node.unavailable, Some(("True".to_owned(), "x".to_owned())));

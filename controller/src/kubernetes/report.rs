@@ -3,9 +3,10 @@
 //!
 //! Level-triggered: what Kubernetes shows is compared with what it should show, and the difference is written, one
 //! thing after another. Promises: nothing is written but what differs; nothing while another leads; at most one write
-//! each [`PACE`], and the same one again only after [`AGAIN`], however often somebody undoes it.
+//! each [`PACE`], and the same one again only after [`AGAIN`], however often somebody undoes it. An Event is told once; what
+//! the API server does not answer is told again, [`TELLINGS`] times at most.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use bulkhead_core::annotation::{NETWORK_STATUS, VNI};
@@ -34,6 +35,17 @@ pub const AGAIN: Duration = Duration::from_secs(10);
 const REVISION_EVERY: Duration = Duration::from_mins(1);
 /// How long the API server may take for one write.
 const LONGEST_WRITE: Duration = Duration::from_secs(10);
+/// How often an Event is tried, with a wait that begins with the next and doubles: two minutes in all.
+const TELLINGS: u32 = 8;
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+/// More Events than that are not kept for later; the oldest go.
+const MOST_UNTOLD: usize = 1024;
+/// How long an Event's note may be (the API server's limit), in bytes.
+const LONGEST_NOTE: usize = 1024;
+/// Reason of the condition and of the Event of a node that can have no subnet.
+const NO_SUBNET: &str = "BulkheadNoSubnet";
+/// Where Events of objects without a namespace are.
+const CLUSTER_EVENTS: &str = "default";
 /// The name of the writer.
 pub(super) const MANAGER: &str = "bulkhead-controller";
 
@@ -42,6 +54,8 @@ pub(super) const MANAGER: &str = "bulkhead-controller";
 pub struct Report {
     /// How namespaces stand.
     pub statuses: BTreeMap<Namespace, Status>,
+    /// Nodes that have no subnet, and why.
+    pub without_subnet: BTreeMap<NodeName, String>,
     /// What of etcd is to be remembered, if the ledger can be read.
     pub memory: Option<Memory>,
 }
@@ -50,8 +64,46 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Write {
     Namespace { name: Namespace, status: Status, reason: &'static str },
-    Node { name: NodeName, ready: bool },
+    Node { name: NodeName, uid: String, standing: Standing },
     Memory(Memory),
+}
+
+/// How a node's network stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    Ready,
+    NotReady,
+    /// Its agent cannot be ready for this.
+    NoSubnet(String),
+}
+
+impl Standing {
+    /// The condition's status and reason.
+    const fn condition(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ready => ("False", "BulkheadReady"),
+            Self::NotReady => ("True", "BulkheadNotReady"),
+            Self::NoSubnet(_) => ("True", NO_SUBNET),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Ready => "the node's bulkhead-agent is ready".to_owned(),
+            Self::NotReady => "the node's bulkhead-agent is not ready".to_owned(),
+            Self::NoSubnet(why) => format!("the node has no subnet: {why}"),
+        }
+    }
+}
+
+/// An Event that is to be told.
+#[derive(Debug)]
+struct Untold {
+    namespace: String,
+    event: Event,
+    /// How often it was tried.
+    tries: u32,
+    due: Instant,
 }
 
 /// What a write is about.
@@ -95,9 +147,14 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
     if !objects.agents.is_empty() {
         for (name, node) in &*objects.nodes {
             let ready = objects.agents.get(name).copied().unwrap_or(false);
+            let standing = match report.without_subnet.get(name) {
+                _ if ready => Standing::Ready,
+                Some(why) => Standing::NoSubnet(why.clone()),
+                None => Standing::NotReady,
+            };
             let shown = node.unavailable.as_ref().map(|(status, reason)| (status.as_str(), reason.as_str()));
-            if shown != Some(condition(ready)) {
-                writes.push(Write::Node { name: name.clone(), ready });
+            if shown != Some(standing.condition()) {
+                writes.push(Write::Node { name: name.clone(), uid: node.uid.clone(), standing });
             }
         }
     }
@@ -117,11 +174,6 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
     writes
 }
 
-/// The condition's status and reason.
-const fn condition(ready: bool) -> (&'static str, &'static str) {
-    if ready { ("False", "BulkheadReady") } else { ("True", "BulkheadNotReady") }
-}
-
 /// Writes reports for as long as somebody makes them. Dropping the future ends it.
 pub async fn report(
     client: Client,
@@ -129,7 +181,7 @@ pub async fn report(
     mut reports: watch::Receiver<Option<Report>>,
     mut objects: watch::Receiver<Option<Objects>>,
 ) {
-    let mut reporter = Reporter { client, agent_namespace, written: HashMap::new(), remembered: None };
+    let mut reporter = Reporter::new(client, agent_namespace);
     loop {
         let now = Instant::now();
         let (wanted, shown) = (reports.borrow_and_update().clone(), objects.borrow_and_update().clone());
@@ -137,6 +189,11 @@ pub async fn report(
             (Some(report), Some(shown)) => reporter.next(report, shown, now),
             _ => Next::Nothing,
         };
+        if wanted.is_none() {
+            // Another leads, and tells what it decides.
+            reporter.untold.clear();
+        }
+        let told = reporter.tell(now).await;
         let until = match next {
             Next::Write(write) => {
                 // What is refused, or never answered, is tried again like any other; it holds up nobody else's.
@@ -149,9 +206,14 @@ pub async fn report(
                 tokio::time::sleep(PACE).await;
                 continue;
             }
+            _ if told => {
+                tokio::time::sleep(PACE).await;
+                continue;
+            }
             Next::Later(time) => time,
             Next::Nothing => now + REVISION_EVERY,
         };
+        let until = reporter.untold.iter().map(|untold| untold.due).chain([until]).min().unwrap_or(until);
         tokio::select! {
             changed = reports.changed() => if changed.is_err() { return },
             changed = objects.changed() => if changed.is_err() { return },
@@ -172,9 +234,14 @@ struct Reporter<'a> {
     agent_namespace: &'a str,
     written: HashMap<Subject, (Write, Instant)>,
     remembered: Option<(Memory, Instant)>,
+    untold: VecDeque<Untold>,
 }
 
-impl Reporter<'_> {
+impl<'a> Reporter<'a> {
+    fn new(client: Client, agent_namespace: &'a str) -> Self {
+        Self { client, agent_namespace, written: HashMap::new(), remembered: None, untold: VecDeque::new() }
+    }
+
     fn next(&mut self, report: &Report, objects: &Objects, now: Instant) -> Next {
         self.written.retain(|_, (_, when)| *when + AGAIN > now);
         let mut later: Option<Instant> = None;
@@ -196,7 +263,7 @@ impl Reporter<'_> {
     async fn write(&mut self, write: &Write) -> Result<(), kube::Error> {
         match write {
             Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await,
-            Write::Node { name, ready } => self.node(name, *ready).await,
+            Write::Node { name, uid, standing } => self.node(name, uid, standing).await,
             Write::Memory(memory) => {
                 let api = Api::<ConfigMap>::namespaced(self.client.clone(), self.agent_namespace);
                 let patch = Patch::Apply(memory::manifest(memory));
@@ -207,7 +274,7 @@ impl Reporter<'_> {
         }
     }
 
-    async fn namespace(&self, name: &Namespace, status: &Status, reason: &str) -> Result<(), kube::Error> {
+    async fn namespace(&mut self, name: &Namespace, status: &Status, reason: &str) -> Result<(), kube::Error> {
         let api = Api::<ApiNamespace>::all(self.client.clone());
         // The UID makes it fail for one that was made anew meanwhile.
         let patch =
@@ -220,23 +287,58 @@ impl Reporter<'_> {
             outcome => drop(outcome?),
         }
         info!(namespace = %name, vni = status.vni, status = status.text, "shown in Kubernetes");
-        let events = Api::<Event>::namespaced(self.client.clone(), name.as_str());
-        if let Err(error) = events.create(&PostParams::default(), &event(name, status, reason)).await {
-            // A namespace that is being deleted takes none.
-            debug!(namespace = %name, %error, "no Event");
+        self.queue(name.as_str(), namespace_event(name, status, reason));
+        Ok(())
+    }
+
+    async fn node(&mut self, name: &NodeName, uid: &str, standing: &Standing) -> Result<(), kube::Error> {
+        let api = Api::<Node>::all(self.client.clone());
+        match api.patch_status(name.as_str(), &params(), &Patch::Strategic(node_status(standing))).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+            outcome => drop(outcome?),
+        }
+        let (status, reason) = standing.condition();
+        info!(node = %name, status, reason, "condition {NETWORK_UNAVAILABLE}");
+        if matches!(standing, Standing::NoSubnet(_)) {
+            self.queue(CLUSTER_EVENTS, node_event(name, uid, standing));
         }
         Ok(())
     }
 
-    async fn node(&self, name: &NodeName, ready: bool) -> Result<(), kube::Error> {
-        let api = Api::<Node>::all(self.client.clone());
-        match api.patch_status(name.as_str(), &params(), &Patch::Strategic(node_status(ready))).await {
-            Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
-            outcome => drop(outcome?),
+    fn queue(&mut self, namespace: &str, event: Event) {
+        if self.untold.len() >= MOST_UNTOLD {
+            self.untold.pop_front();
         }
-        let (status, reason) = condition(ready);
-        info!(node = %name, status, reason, "condition {NETWORK_UNAVAILABLE}");
-        Ok(())
+        self.untold.push_back(Untold { namespace: namespace.to_owned(), event, tries: 0, due: Instant::now() });
+    }
+
+    /// Tells one Event that is due; whether there was one. What may be mended by waiting is told again later.
+    async fn tell(&mut self, now: Instant) -> bool {
+        let Some(place) = self.untold.iter().position(|untold| untold.due <= now) else { return false };
+        let Some(mut untold) = self.untold.remove(place) else { return false };
+        let events = Api::<Event>::namespaced(self.client.clone(), &untold.namespace);
+        let (namespace, reason) = (&untold.namespace, untold.event.reason.clone().unwrap_or_default());
+        let parameters = PostParams::default();
+        let told = tokio::time::timeout(LONGEST_WRITE, events.create(&parameters, &untold.event));
+        let failure = match told.await {
+            Ok(Ok(_)) => return true,
+            // A namespace that is being deleted takes none; one that is there already was told by a call that was not answered.
+            Ok(Err(kube::Error::Api(answer))) if (400..500).contains(&answer.code) && answer.code != 429 => {
+                debug!(namespace, reason, %answer, "no Event");
+                return true;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API server does not answer".to_owned(),
+        };
+        untold.tries += 1;
+        if untold.tries < TELLINGS {
+            debug!(namespace, reason, failure, "an Event is told again later");
+            untold.due = Instant::now() + TELL_AGAIN * 2_u32.pow(untold.tries - 1);
+            self.untold.push_back(untold);
+        } else {
+            warn!(namespace, reason, failure, "an Event could not be told");
+        }
+        true
     }
 }
 
@@ -244,41 +346,63 @@ fn params() -> PatchParams {
     PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
 
-fn node_status(ready: bool) -> Value {
-    let (status, reason) = condition(ready);
-    let message = if ready { "the node's bulkhead-agent is ready" } else { "the node's bulkhead-agent is not ready" };
+fn node_status(standing: &Standing) -> Value {
+    let (status, reason) = standing.condition();
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     json!({"status": {"conditions": [{
-        "type": NETWORK_UNAVAILABLE, "status": status, "reason": reason, "message": message,
+        "type": NETWORK_UNAVAILABLE, "status": status, "reason": reason, "message": standing.message(),
         "lastHeartbeatTime": now, "lastTransitionTime": now,
     }]}})
 }
 
-fn event(name: &Namespace, status: &Status, reason: &str) -> Event {
-    let now = Timestamp::now();
+fn namespace_event(name: &Namespace, status: &Status, reason: &str) -> Event {
     // In the namespace itself, where its own users may read.
-    let metadata = ObjectMeta {
-        name: Some(format!("{name}.{:x}", now.as_nanosecond())),
-        namespace: Some(name.to_string()),
-        ..ObjectMeta::default()
-    };
     let regarding = ObjectReference {
-        api_version: Some("v1".to_owned()),
         kind: Some("Namespace".to_owned()),
         name: Some(name.to_string()),
         namespace: Some(name.to_string()),
         uid: Some(status.uid.clone()),
         ..ObjectReference::default()
     };
-    let kind = if status.kind == Kind::InForce { "Normal" } else { "Warning" };
+    let note = format!("VNI {}: {}", status.vni, status.text);
+    event(name.as_str(), regarding, status.kind == Kind::InForce, reason, note, "SetNetwork")
+}
+
+fn node_event(name: &NodeName, uid: &str, standing: &Standing) -> Event {
+    let regarding = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(name.to_string()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    };
+    event(CLUSTER_EVENTS, regarding, false, standing.condition().1, standing.message(), "GiveSubnet")
+}
+
+fn event(
+    namespace: &str,
+    regarding: ObjectReference,
+    normal: bool,
+    reason: &str,
+    mut note: String,
+    action: &str,
+) -> Event {
+    let now = Timestamp::now();
+    let about = regarding.name.clone().unwrap_or_default();
+    while note.len() > LONGEST_NOTE {
+        note.pop();
+    }
     Event {
-        metadata,
+        metadata: ObjectMeta {
+            name: Some(format!("{about}.{:x}", now.as_nanosecond())),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
         event_time: Some(MicroTime(now)),
-        regarding: Some(regarding),
+        regarding: Some(ObjectReference { api_version: Some("v1".to_owned()), ..regarding }),
         reason: Some(reason.to_owned()),
-        note: Some(format!("VNI {}: {}", status.vni, status.text)),
-        action: Some("SetNetwork".to_owned()),
-        type_: Some(kind.to_owned()),
+        note: Some(note),
+        action: Some(action.to_owned()),
+        type_: Some(if normal { "Normal" } else { "Warning" }.to_owned()),
         reporting_controller: Some(format!("bulkhead.dev/{MANAGER}")),
         reporting_instance: Some(MANAGER.to_owned()),
         ..Event::default()
@@ -308,7 +432,7 @@ mod tests {
     }
 
     fn reports(status: Status) -> Report {
-        Report { statuses: [(Namespace::new("a").unwrap(), status)].into(), memory: None }
+        Report { statuses: [(Namespace::new("a").unwrap(), status)].into(), ..Report::default() }
     }
 
     #[test]
@@ -350,9 +474,16 @@ mod tests {
         let mut objects = Objects { nodes: Arc::new(nodes.into()), ..Objects::default() };
         assert_eq!(differences(&Report::default(), &objects, None, Instant::now()), []);
         objects.agents = Arc::new(agents.into());
-        let writes = differences(&Report::default(), &objects, None, Instant::now());
-        let expected = [("new", true), ("was-ready", false), ("without", false)];
-        assert_eq!(writes, expected.map(|(text, ready)| Write::Node { name: name(text), ready }));
+        let full = ["new", "was-ready"].map(|text| (name(text), "all are in use".to_owned()));
+        let report = Report { without_subnet: full.into(), ..Report::default() };
+        let writes = differences(&report, &objects, None, Instant::now());
+        let expected = [
+            ("new", Standing::Ready),
+            ("was-ready", Standing::NoSubnet("all are in use".into())),
+            ("without", Standing::NotReady),
+        ];
+        let write = |(text, standing)| Write::Node { name: name(text), uid: String::new(), standing };
+        assert_eq!(writes, expected.map(write));
     }
 
     #[tokio::test(start_paused = true)]

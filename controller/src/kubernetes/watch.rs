@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::memory::{self, Memory};
@@ -26,12 +27,16 @@ use crate::objects::{KUBE_SYSTEM, NamespaceObject, NodeObject, Objects};
 /// The shortest and longest wait before a broken watch is begun anew.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How long it is remembered that a Node left: the longest `--node-release-after`.
+const LONGEST_AWAY: Duration = Duration::from_hours(7 * 24);
+
 /// What was listed so far.
 #[derive(Debug, Default)]
 struct Lists {
     namespaces: Option<Arc<BTreeMap<Namespace, NamespaceObject>>>,
     nodes: Option<Arc<BTreeMap<NodeName, NodeObject>>>,
     agents: Option<Arc<BTreeMap<NodeName, bool>>>,
+    away: Arc<BTreeMap<NodeName, Instant>>,
     memory: Option<Memory>,
     /// Whether the memory was looked for.
     recalled: bool,
@@ -66,9 +71,13 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
             to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
         },
     ));
-    let to = Arc::clone(&shared);
-    tasks.spawn(reflect(Api::<Node>::all(client.clone()), watcher::Config::default(), read::node, move |map| {
-        to.update(|lists| lists.nodes = Some(Arc::new(map.clone())));
+    let (to, networks) = (Arc::clone(&shared), options.node_networks.clone());
+    let read_node = move |object| read::node(object, &networks);
+    tasks.spawn(reflect(Api::<Node>::all(client.clone()), watcher::Config::default(), read_node, move |map| {
+        to.update(|lists| {
+            lists.away = away(&lists.away, lists.nodes.as_deref(), map, Instant::now());
+            lists.nodes = Some(Arc::new(map.clone()));
+        });
     }));
     let (to, from, namespace) = (Arc::clone(&shared), client.clone(), options.agent_namespace.clone());
     tasks.spawn(async move {
@@ -87,6 +96,21 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
     Following { objects, _tasks: tasks }
 }
 
+/// Since when Nodes that were there are not.
+fn away(
+    before: &Arc<BTreeMap<NodeName, Instant>>,
+    had: Option<&BTreeMap<NodeName, NodeObject>>,
+    has: &BTreeMap<NodeName, NodeObject>,
+    now: Instant,
+) -> Arc<BTreeMap<NodeName, Instant>> {
+    let gone = had.into_iter().flat_map(BTreeMap::keys).map(|name| (name.clone(), now));
+    // Those that were away before have the earlier time.
+    let mut away: BTreeMap<NodeName, Instant> =
+        gone.chain(before.iter().map(|(name, since)| (name.clone(), *since))).collect();
+    away.retain(|name, since| !has.contains_key(name) && *since + LONGEST_AWAY > now);
+    Arc::new(away)
+}
+
 struct Shared {
     lists: std::sync::Mutex<Lists>,
     sender: watch::Sender<Option<Objects>>,
@@ -97,8 +121,14 @@ impl Shared {
     fn update(&self, change: impl FnOnce(&mut Lists)) {
         let mut lists = self.lists.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut lists);
-        let Lists { namespaces: Some(namespaces), nodes: Some(nodes), agents: Some(agents), memory, recalled: true } =
-            &*lists
+        let Lists {
+            namespaces: Some(namespaces),
+            nodes: Some(nodes),
+            agents: Some(agents),
+            away,
+            memory,
+            recalled: true,
+        } = &*lists
         else {
             return;
         };
@@ -112,6 +142,7 @@ impl Shared {
             namespaces: Arc::clone(namespaces),
             nodes: Arc::clone(nodes),
             agents: Arc::clone(agents),
+            away: Arc::clone(away),
             memory: memory.clone(),
         };
         self.sender.send_if_modified(|before| {
@@ -129,7 +160,7 @@ impl Shared {
 async fn reflect<K, N, V>(
     api: Api<K>,
     config: watcher::Config,
-    read: fn(K) -> Option<(N, V)>,
+    read: impl Fn(K) -> Option<(N, V)>,
     give: impl Fn(&BTreeMap<N, V>),
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -206,5 +237,28 @@ impl Iterator for Retry {
 impl Backoff for Retry {
     fn reset(&mut self) {
         self.0 = RETRY.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_away_since_the_list_that_missed_it_first() {
+        let name = |text: &str| NodeName::new(text).unwrap();
+        let list = |names: &[&str]| -> BTreeMap<NodeName, NodeObject> {
+            names.iter().map(|text| (name(text), NodeObject::default())).collect()
+        };
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut known = away(&Arc::default(), None, &list(&["a", "b"]), start);
+        assert!(known.is_empty());
+        known = away(&known, Some(&list(&["a", "b"])), &list(&["b"]), start + second);
+        known = away(&known, Some(&list(&["b"])), &list(&[]), start + 2 * second);
+        let expected = [(name("a"), start + second), (name("b"), start + 2 * second)];
+        assert_eq!(*known, expected.into());
+        known = away(&known, Some(&list(&[])), &list(&["a"]), start + 3 * second);
+        assert_eq!(known.keys().collect::<Vec<_>>(), [&name("b")], "who is back is not away");
+        assert!(away(&known, Some(&list(&["a"])), &list(&["a"]), start + 3 * second + LONGEST_AWAY).is_empty());
     }
 }

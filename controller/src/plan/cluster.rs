@@ -61,15 +61,17 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
         return if fits {
             // A ledger that is gone is begun above the epoch that agents have seen: they believe nothing else.
             let epoch = state.owed.unwrap_or(0).max(state.seen_epoch).saturating_add(1);
-            (Some(ClusterEntry { epoch, networks, mode }), None)
+            // Agents that had the one before would cut what is not in this one yet.
+            let building = !state.records.is_empty() || !state.subnets.is_empty();
+            (Some(ClusterEntry { epoch, networks, mode, building }), None)
         } else {
             (None, Some(NotFollowed::Foreign))
         };
     };
     let Ok(current) = &held.value else { return (None, None) };
-    let epoch = current.epoch;
+    let ClusterEntry { epoch, building, .. } = *current;
     if state.nodes.is_empty() || current.networks.pools().eq(networks.pools()) {
-        return (Some(ClusterEntry { epoch, networks, mode }), None);
+        return (Some(ClusterEntry { epoch, networks, mode, building }), None);
     }
     // The pods' ranges stay, the rest follows.
     let held_ranges: Vec<_> = current.networks.pools().map(|pool| pool.network()).collect();
@@ -78,13 +80,28 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
         Ok(networks) => {
             let network = held_ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
             let reason = NotFollowed::NodesHold { nodes: state.nodes.len(), network };
-            (Some(ClusterEntry { epoch, networks, mode }), Some(reason))
+            (Some(ClusterEntry { epoch, networks, mode, building }), Some(reason))
         }
         Err(error) => {
-            let entry = ClusterEntry { epoch, networks: current.networks.clone(), mode };
+            let entry = ClusterEntry { epoch, networks: current.networks.clone(), mode, building };
             (Some(entry), Some(NotFollowed::Services(error.to_string())))
         }
     }
+}
+
+/// Says that the ledger is whole, when there is nothing more to make of the records.
+pub(super) fn built(state: &State) -> Option<Step> {
+    let held = state.cluster.as_ref()?;
+    let entry = held.value.as_ref().ok().filter(|entry| entry.building)?;
+    if state.source.is_kubernetes() && state.source.objects().is_none() {
+        return None;
+    }
+    let entry = ClusterEntry { building: false, ..entry.clone() };
+    let mut step = Step::default();
+    step.expect(state.keys().ledger_cluster(), held.revision);
+    step.put(state.keys().ledger_cluster(), to_json(&entry));
+    step.note(Note::Cluster(entry));
+    Some(step)
 }
 
 /// Writes the entry if it is not what it should be.

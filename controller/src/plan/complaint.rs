@@ -89,6 +89,13 @@ pub fn complaints(state: &State) -> Vec<Complaint> {
                 text: format!("no subnet for it: {problem}"),
             });
         }
+        for (node, address, problem) in seats::disbelieved(state, &cluster.networks) {
+            all.push(Complaint {
+                key: format!("Node/{node}/{address}"),
+                revision: 0,
+                text: format!("this address of it is not believed: {problem}"),
+            });
+        }
     }
     all.extend(same_host(state));
     all

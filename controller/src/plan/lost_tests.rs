@@ -138,6 +138,33 @@ async fn a_ledger_deleted_while_nobody_led_is_made_anew_from_the_records() {
 }
 
 #[tokio::test]
+async fn one_that_is_made_anew_says_so_until_it_is_whole() {
+    let mut scene = Scene::of(&[]).await;
+    for number in 0..130 {
+        scene.record(&format!("n{number}"), "{}").await;
+    }
+    scene.asks("n1", "10.0.0.1").await;
+    scene.settle().await;
+    let keys: Vec<_> = ours(&scene).await.into_iter().filter(|key| key.contains("/ledger/")).collect();
+    for some in keys.chunks(100) {
+        unseen(&scene, some.iter().fold(Txn::new(), |txn, key| txn.delete(key.as_str()))).await;
+    }
+    scene.state = crate::state::State::new(scene.keys.clone());
+    scene.look().await;
+    let (mut steps, mut building) = (0, false);
+    while let Some(step) = scene.next() {
+        assert!(scene.carry_out(&step).await);
+        let cluster = scene.text(&scene.keys.ledger_cluster()).await;
+        let whole = scene.state.ledger.len() == 130 && scene.state.nodes.len() == 1;
+        building |= cluster.contains(r#""building":true"#);
+        assert!(whole || cluster.contains(r#""building":true"#), "agents would believe a part of it");
+        steps += 1;
+    }
+    assert!(building && steps > 2, "{steps}");
+    assert!(!scene.text(&scene.keys.ledger_cluster()).await.contains("building"));
+}
+
+#[tokio::test]
 async fn what_is_put_back_is_of_the_record_that_was_read() {
     let mut scene = cluster().await;
     let key = scene.keys.ledger_namespace(&ns("b"));

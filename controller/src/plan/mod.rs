@@ -45,9 +45,9 @@ mod status_tests;
 #[cfg(test)]
 mod tenant_tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_core::Namespace;
+use bulkhead_core::{Namespace, NodeName};
 
 pub use complaint::{Complaint, complaints};
 pub use mirror::NOTICE;
@@ -66,6 +66,14 @@ pub struct Policy {
     pub global_at_birth: BTreeSet<Namespace>,
     /// Whether a join by annotation needs the target's consent.
     pub require_join_consent: bool,
+}
+
+/// The nodes that have no subnet, and why; only those that Kubernetes has.
+pub fn without_subnet(state: &State) -> BTreeMap<NodeName, String> {
+    match state.cluster.as_ref().map(|held| &held.value) {
+        Some(Ok(cluster)) => seats::problems(state, &cluster.networks),
+        _ => BTreeMap::new(),
+    }
 }
 
 /// The next transaction; none if everything is as it should be, or nothing can be done.
@@ -92,6 +100,7 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))
         .or_else(|| nodes::admissions(state, &cluster.networks))
+        .or_else(|| cluster::built(state))
         .or_else(|| declarations::step(state, &declared))
         .or_else(|| moves::step(state, &declared))
         .or_else(|| mirror::namespaces(state))

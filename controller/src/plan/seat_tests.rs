@@ -48,6 +48,39 @@ async fn a_node_gets_a_subnet_by_its_internal_address_and_both_families_are_kept
 }
 
 #[tokio::test]
+async fn an_address_that_is_no_hosts_or_anothers_is_not_believed() {
+    let mut scene = cluster(&[("n1", "10.0.0.1"), ("n2", "10.0.0.2")]).await;
+    scene.node("n2", "u-n2", &["10.0.0.2", "192.0.2.2"]);
+    scene.subnet("10.0.0.9", r#"{"Host":"lb","HostIP":"10.0.0.9","Assign":true}"#).await;
+    scene.settle().await;
+    let of = async |scene: &Scene, address: &str| {
+        let value: serde_json::Value = serde_json::from_str(&ledger(scene, address).await).unwrap();
+        value["addresses"].as_array().unwrap().iter().map(|ip| ip.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // Pods' and services' ranges, no host's, another Node's, a machine's outside Kubernetes.
+    let stolen = ["172.11.200.9", "10.96.0.1", "127.0.0.1", "224.0.0.1", "10.0.0.2", "192.0.2.2", "10.0.0.9"];
+    let claimed = [&["10.0.0.1"][..], &stolen, &["192.0.2.1", "fd00::1"]].concat();
+    scene.node("n1", "u-n1", &claimed);
+    scene.settle().await;
+    assert_eq!(of(&scene, "10.0.0.1").await, ["10.0.0.1", "192.0.2.1", "fd00::1"]);
+    assert_eq!(of(&scene, "10.0.0.2").await, ["10.0.0.2", "192.0.2.2"]);
+    let said = complaints(&scene.state);
+    for address in stolen {
+        assert!(said.iter().any(|complaint| complaint.key == format!("Node/n1/{address}")), "{address}: {said:?}");
+    }
+    // Nor by being its first.
+    scene.node("thief", "u-thief", &["192.0.2.2"]);
+    scene.settle().await;
+    assert_eq!(ledger(&scene, "192.0.2.2").await, "");
+    assert!(complaints(&scene.state).iter().any(|complaint| complaint.key == "Node/thief"));
+    scene.node_leaves("thief");
+    // Its owner gave it up: then it may be had.
+    scene.node("n2", "u-n2", &["10.0.0.2"]);
+    scene.settle().await;
+    assert_eq!(of(&scene, "10.0.0.1").await, ["10.0.0.1", "192.0.2.2", "192.0.2.1", "fd00::1"]);
+}
+
+#[tokio::test]
 async fn a_changed_address_keeps_the_subnet_in_one_transaction() {
     let mut scene = cluster(&[("n1", "10.0.0.1"), ("n2", "10.0.0.2")]).await;
     scene

@@ -4,6 +4,9 @@
 //! name elsewhere moves here, with its subnet, in one transaction; nodes that swap addresses swap in one. An entry that
 //! stands under the address already is of the same machine, whatever its name was. Entries without a UID that no Node
 //! claims are machines outside Kubernetes: theirs is the mailbox alone.
+//!
+//! A Node's further addresses are its kubelet's word alone, and pods' packets follow them. So one that cannot be a host's, or
+//! is another's, is left out; what two claim stays with the one that has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,12 +34,16 @@ pub(super) struct Seats<'a> {
     by_host: BTreeMap<&'a NodeName, Vec<(IpAddr, bool)>>,
     /// Nodes that can have none, and why.
     pub(super) problems: BTreeMap<&'a NodeName, String>,
+    /// Whose an address is that anybody claims.
+    owners: BTreeMap<IpAddr, &'a NodeName>,
 }
 
 /// A node whose entry is not as it should be.
 struct Change<'a> {
     host: &'a NodeName,
     object: &'a NodeObject,
+    /// All that are believed, `address` first.
+    addresses: Vec<IpAddr>,
     address: IpAddr,
     /// Where its entry is now.
     from: Option<IpAddr>,
@@ -44,6 +51,44 @@ struct Change<'a> {
 
 fn entry(state: &State, address: IpAddr) -> Option<&NodeEntry> {
     state.nodes.get(&address).and_then(|held| held.value.as_ref().ok())
+}
+
+/// Whose the further addresses are that Nodes have and still claim.
+fn further<'a>(state: &'a State, objects: &Objects) -> BTreeMap<IpAddr, &'a NodeName> {
+    let claims = |node: &NodeEntry, address: &IpAddr| {
+        objects.nodes.get(&node.host).is_some_and(|object| object.addresses.contains(address))
+    };
+    let nodes = state.nodes().filter(|(_, node)| node.uid.is_some());
+    let all = nodes.flat_map(|(seat, node)| node.addresses.iter().map(move |address| (seat, node, address)));
+    all.filter(|(seat, node, address)| seat != *address && claims(node, address))
+        .map(|(_, node, address)| (*address, &node.host))
+        .collect()
+}
+
+/// Whose each address is: a seat's Node's, a machine's outside Kubernetes, the one's whose entry has it and who still claims
+/// it, else the first Node's by name.
+fn owners<'a>(
+    state: &'a State,
+    objects: &'a Objects,
+    taken: &BTreeMap<&'a NodeName, IpAddr>,
+) -> BTreeMap<IpAddr, &'a NodeName> {
+    let mut owners: BTreeMap<IpAddr, &NodeName> = taken.iter().map(|(host, address)| (*address, *host)).collect();
+    let claims = |host: &NodeName, address: &IpAddr| {
+        let object = objects.nodes.get(host).filter(|_| taken.contains_key(host));
+        object.is_some_and(|object| object.addresses.contains(address))
+    };
+    for (_, node) in state.nodes() {
+        let own = node.addresses.iter().filter(|address| node.uid.is_none() || claims(&node.host, address));
+        for address in own {
+            owners.entry(*address).or_insert(&node.host);
+        }
+    }
+    for (name, object) in objects.nodes.iter().filter(|(name, _)| taken.contains_key(name)) {
+        for address in &object.addresses {
+            owners.entry(*address).or_insert(name);
+        }
+    }
+    owners
 }
 
 impl<'a> Seats<'a> {
@@ -55,17 +100,23 @@ impl<'a> Seats<'a> {
         for (name, object) in &*objects.nodes {
             let checked = match object.addresses.first() {
                 Some(address) => nodes::check_address(&address.to_string(), networks),
-                None => Err("it has no InternalIP; the kubelet sets it (--node-ip)".to_owned()),
+                None => Err("it has no InternalIP (inside the controller's --node-networks, if that is set); \
+                    the kubelet sets it (--node-ip)"
+                    .to_owned()),
             };
             match checked {
                 Ok(address) => claims.entry(address).or_default().push(name),
                 Err(problem) => drop(problems.insert(name, problem)),
             }
         }
+        let further = further(state, objects);
         let mut taken = BTreeMap::new();
         for (address, names) in claims {
             let holder = entry(state, address).map(|entry| &entry.host);
-            let winner = names.iter().find(|name| Some(**name) == holder).or(names.first()).copied();
+            let winner = match (holder, further.get(&address)) {
+                (None, Some(holder)) => Some(*holder),
+                _ => names.iter().find(|name| Some(**name) == holder).or(names.first()).copied(),
+            };
             for name in names {
                 if Some(name) == winner {
                     taken.insert(name, address);
@@ -78,7 +129,23 @@ impl<'a> Seats<'a> {
         for (address, node) in state.nodes() {
             by_host.entry(&node.host).or_default().push((address, node.uid.is_some()));
         }
-        Some(Self { state, objects, taken, by_host, problems })
+        let owners = owners(state, objects, &taken);
+        Some(Self { state, objects, taken, by_host, problems, owners })
+    }
+
+    /// Whether this Node's address is believed, or why not.
+    fn check(&self, host: &NodeName, address: IpAddr, networks: &Networks) -> Result<(), String> {
+        nodes::check_address(&address.to_string(), networks)?;
+        match self.owners.get(&address) {
+            Some(owner) if *owner != host => Err(format!("{address} is an address of the node {owner}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The addresses of a Node that has a seat; it comes first.
+    fn addresses(&self, host: &NodeName, object: &NodeObject, networks: &Networks) -> Vec<IpAddr> {
+        let all = object.addresses.iter().copied();
+        all.filter(|address| self.check(host, *address, networks).is_ok()).collect()
     }
 
     /// The address of a node's entry: the one at its seat before others.
@@ -98,16 +165,17 @@ impl<'a> Seats<'a> {
         }
     }
 
-    fn changes(&self) -> Vec<Change<'a>> {
+    fn changes(&self, networks: &Networks) -> Vec<Change<'a>> {
         let mut changes = Vec::new();
         for (&host, &address) in &self.taken {
             let Some(object) = self.objects.nodes.get(host) else { continue };
             let from = self.current(host, address);
+            let addresses = self.addresses(host, object, networks);
             let settled = entry(self.state, address).is_some_and(|entry| {
-                entry.host == *host && entry.uid.as_ref() == Some(&object.uid) && entry.addresses == object.addresses
+                entry.host == *host && entry.uid.as_ref() == Some(&object.uid) && entry.addresses == addresses
             });
             if !settled {
-                changes.push(Change { host, object, address, from });
+                changes.push(Change { host, object, addresses, address, from });
             }
         }
         changes
@@ -134,7 +202,7 @@ pub(super) fn is_over(state: &State, seats: Option<&Seats>, address: IpAddr, nod
 /// Brings entries in line with the Nodes.
 pub(super) fn step(state: &State, networks: &Networks) -> Option<Step> {
     let seats = Seats::new(state, networks)?;
-    let changes = seats.changes();
+    let changes = seats.changes(networks);
     if changes.is_empty() {
         return None;
     }
@@ -229,7 +297,7 @@ fn seat(
         }
         let node = NodeEntry {
             host: change.host.clone(),
-            addresses: change.object.addresses.clone(),
+            addresses: change.addresses.clone(),
             subnets,
             uid: Some(change.object.uid.clone()),
         };
@@ -255,8 +323,10 @@ pub(super) fn problems(state: &State, networks: &Networks) -> BTreeMap<NodeName,
     let Some(seats) = Seats::new(state, networks) else { return BTreeMap::new() };
     let mut problems: BTreeMap<NodeName, String> =
         seats.problems.iter().map(|(name, problem)| ((*name).clone(), problem.clone())).collect();
-    let without =
-        seats.changes().into_iter().filter(|change| change.from.is_none() && entry(state, change.address).is_none());
+    let without = seats
+        .changes(networks)
+        .into_iter()
+        .filter(|change| change.from.is_none() && entry(state, change.address).is_none());
     for change in without {
         let wish = Ask { address: change.address, host: change.host.clone(), subnets: None };
         let given = Blocks::new(state, networks, &[]).map(|mut blocks| blocks.give(&wish));
@@ -265,4 +335,19 @@ pub(super) fn problems(state: &State, networks: &Networks) -> BTreeMap<NodeName,
         }
     }
     problems
+}
+
+/// Addresses of Nodes that are not believed, and why.
+pub(super) fn disbelieved(state: &State, networks: &Networks) -> Vec<(NodeName, IpAddr, String)> {
+    let Some(seats) = Seats::new(state, networks) else { return Vec::new() };
+    let mut all = Vec::new();
+    for host in seats.taken.keys() {
+        let Some(object) = seats.objects.nodes.get(*host) else { continue };
+        let wrong = object
+            .addresses
+            .iter()
+            .filter_map(|address| Some(((*host).clone(), *address, seats.check(host, *address, networks).err()?)));
+        all.extend(wrong);
+    }
+    all
 }

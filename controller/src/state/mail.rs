@@ -3,7 +3,7 @@
 //! Promises: bytes that are a JSON object can be answered with an `Error` field that keeps every other field as it was
 //! written, and the answer is the same however often it is worked out.
 
-use bulkhead_core::record::{MAX_BYTES, Record, RecordError};
+use bulkhead_core::record::{MAX_ADDED, MAX_BYTES, Record, RecordError};
 use serde_json::{Map, Value};
 
 /// The longest excerpt of a parser's complaint, in characters.
@@ -33,7 +33,8 @@ impl<R: Record> Mail<R> {
         match R::parse(value) {
             Ok(record) => Self::Record(record),
             Err(error) => {
-                let object = (value.len() <= MAX_BYTES).then(|| serde_json::from_slice(value).ok()).flatten();
+                let object =
+                    (value.len() <= MAX_BYTES + MAX_ADDED).then(|| serde_json::from_slice(value).ok()).flatten();
                 Self::Broken(Broken { problem: problem(&error), object })
             }
         }
@@ -62,14 +63,14 @@ fn problem(error: &RecordError) -> String {
 }
 
 impl Broken {
-    /// The object with this `Error`, or none if it is not an object or says so already.
+    /// The object with this `Error`, or none if it is not an object, says so already, or would be too large to be read again.
     pub fn answered(&self, error: &str) -> Option<Vec<u8>> {
         let mut object = self.object.clone()?;
         if object.get("Error").and_then(Value::as_str) == Some(error) {
             return None;
         }
         object.insert("Error".to_owned(), Value::String(error.to_owned()));
-        serde_json::to_vec(&object).ok()
+        serde_json::to_vec(&object).ok().filter(|answer| answer.len() <= MAX_BYTES + MAX_ADDED)
     }
 
     /// The fields that are not `ours`, to survive when ours are written anew.
@@ -109,8 +110,19 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_that_is_wrong_is_answered_once() {
+        let long = |length: usize| format!(r#"{{"NetName":7,"Note":"{}"}}"#, "x".repeat(length));
+        let first = broken(&long(MAX_BYTES - long(0).len()));
+        let answer = first.answered(&first.problem).unwrap();
+        assert!(answer.len() > MAX_BYTES);
+        let second = broken(std::str::from_utf8(&answer).unwrap());
+        assert_eq!((&second.problem, second.answered(&second.problem)), (&first.problem, None));
+        assert_eq!(broken(&long(MAX_BYTES + MAX_ADDED)).answered("x"), None);
+    }
+
+    #[test]
     fn what_is_no_object_cannot_be_answered() {
-        for json in ["", "[]", "null", "{", &" ".repeat(MAX_BYTES + 1)] {
+        for json in ["", "[]", "null", "{", &" ".repeat(MAX_BYTES + MAX_ADDED + 1)] {
             let broken = broken(json);
             assert_eq!(broken.answered("x"), None, "{json:?}");
             assert!(broken.problem.len() < 500);

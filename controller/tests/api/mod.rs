@@ -28,6 +28,8 @@ struct Held {
     forgotten: u64,
     away: bool,
     events: Vec<Value>,
+    /// How many Events are not taken.
+    refusing: usize,
     patches: usize,
 }
 
@@ -102,6 +104,11 @@ impl Api {
         let held = self.held.lock().unwrap();
         let own = held.events.iter().filter(|event| event["regarding"]["name"] == namespace);
         own.map(|event| (text(&event["reason"]), text(&event["note"]))).collect()
+    }
+
+    /// Takes none of the next Events.
+    pub fn refuse_events(&self, count: usize) {
+        self.with(|held| held.refusing = count);
     }
 
     pub fn patches(&self) -> usize {
@@ -260,7 +267,18 @@ async fn apply(
 
 async fn event(State(api): State<Api>, Path(namespace): Path<String>, body: Bytes) -> Response {
     let value: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(value["regarding"]["namespace"], namespace, "the API server refuses it otherwise");
-    api.with(|held| held.events.push(value.clone()));
+    let of = value["regarding"]["namespace"].as_str().unwrap_or("default");
+    assert_eq!(of, namespace, "the API server refuses it otherwise");
+    let refused = api.with(|held| {
+        let refused = held.refusing > 0;
+        held.refusing = held.refusing.saturating_sub(1);
+        if !refused {
+            held.events.push(value.clone());
+        }
+        refused
+    });
+    if refused {
+        return refusal(StatusCode::INTERNAL_SERVER_ERROR);
+    }
     (StatusCode::CREATED, axum::Json(value)).into_response()
 }

@@ -102,6 +102,14 @@ impl People {
         self.until(&key, |value| tenant(value).is_some_and(|tenant| tenant.net_id.get() == net_id)).await;
     }
 
+    /// Waits until the record shows what the ledger has: the last write that a new namespace needs.
+    pub async fn until_mirrored(&self, name: &str, net_id: u32) {
+        let key = self.keys.netnamespace(&ns(name));
+        let shown =
+            |value: &[u8]| NetNamespaceRecord::parse(value).is_ok_and(|record| record.net_id == Some(net_id.into()));
+        self.until(&key, |value| value.is_some_and(shown)).await;
+    }
+
     pub async fn until_answered(&self, name: &str, text: &str) {
         let key = self.keys.netnamespace(&ns(name));
         self.until(&key, |value| {

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::super::reply::Attributes;
+use super::Fate;
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 1 << 15;
@@ -17,6 +18,11 @@ const EXPR_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+/// `NFT_JUMP`, `NFT_GOTO`, `NFT_RETURN`.
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const RETURN: i32 = -5;
 /// `NFTA_IMMEDIATE_*`.
 const IMMEDIATE_DATA: u16 = 2;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_*` of `linux/netfilter/nf_tables_compat.h`: how iptables-nft calls its own.
@@ -327,38 +333,50 @@ pub(super) fn list(expressions: &[Expression]) -> Nla {
 pub(super) struct Description {
     /// Their names.
     pub names: Vec<String>,
-    /// Whether it drops or rejects whatever comes to it.
-    pub stops_all: bool,
+    /// What becomes of every packet that comes to it, if that is known without a condition.
+    pub fate: Option<Fate>,
     /// The comment that iptables made a match of.
     pub comment: Option<String>,
+}
+
+/// The fate that an `immediate` decides.
+fn decided(data: &Attributes<'_>) -> Option<Fate> {
+    let value = data.nest(IMMEDIATE_DATA);
+    let verdict = value.nest(DATA_VERDICT);
+    let code = i32::from_be_bytes(verdict.bytes(VERDICT_CODE)?.try_into().ok()?);
+    match code {
+        code if code == Verdict::Drop as i32 => Some(Fate::Stopped),
+        code if code == Verdict::Accept as i32 => Some(Fate::Passed),
+        JUMP => verdict.text(VERDICT_CHAIN).map(Fate::Jumps),
+        GOTO => verdict.text(VERDICT_CHAIN).map(Fate::Goes),
+        RETURN => Some(Fate::Returned),
+        _ => None,
+    }
 }
 
 /// Reads a rule's expressions.
 pub(super) fn describe(list: &Attributes<'_>) -> Description {
     let (mut names, mut comment) = (Vec::new(), None);
-    let (mut conditional, mut last) = (false, false);
+    let (mut conditional, mut fate) = (false, None);
     for element in list.all(LIST_ELEM) {
         let element = Attributes::parse(element);
         let (name, data) = (element.text(EXPR_NAME).unwrap_or_default(), element.nest(EXPR_DATA));
-        last = match name.as_str() {
-            "immediate" => {
-                let code = data.nest(IMMEDIATE_DATA).nest(DATA_VERDICT).bytes(VERDICT_CODE).map(<[u8]>::to_vec);
-                code == Some(0_u32.to_be_bytes().to_vec())
-            }
-            "reject" => true,
-            "target" => matches!(data.text(TARGET_NAME).as_deref(), Some("REJECT" | "DROP")),
+        fate = match name.as_str() {
+            "immediate" => decided(&data),
+            "reject" => Some(Fate::Stopped),
+            "target" => matches!(data.text(TARGET_NAME).as_deref(), Some("REJECT" | "DROP")).then_some(Fate::Stopped),
             "match" if data.text(TARGET_NAME).as_deref() == Some("comment") => {
                 comment = data.text(MATCH_INFO);
-                false
+                None
             }
-            "counter" | "log" => false,
-            // Anything else is a condition, or does something else than to stop.
+            "counter" | "log" => None,
+            // Anything else is a condition, or does something else than to decide.
             _ => {
                 conditional = true;
-                false
+                None
             }
         };
         names.push(name);
     }
-    Description { names, stops_all: last && !conditional, comment }
+    Description { names, fate: fate.filter(|_| !conditional), comment }
 }

@@ -18,7 +18,7 @@ use super::reply::{Attributes, Reply};
 use super::socket::{ANSWER_DEADLINE, DUMP_TRIES, Netlink, RECEIVE_BUFFER};
 
 pub use expression::{Direction, Expression, Field, Meta, Verdict};
-pub use transaction::{BaseChain, Transaction};
+pub use transaction::{BaseChain, Place, Transaction};
 
 use expression::{Description, Nla};
 
@@ -55,6 +55,7 @@ const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
+const RULE_POSITION: u16 = 6;
 const RULE_USERDATA: u16 = 7;
 /// `NFTA_OBJ_*` and `NFTA_COUNTER_*`.
 const OBJ_TABLE: u16 = 1;
@@ -145,8 +146,23 @@ pub struct Rule {
     pub comment: Option<String>,
     /// Its expressions' names, such as `meta`, `cmp`, `immediate`.
     pub expressions: Vec<String>,
-    /// Whether it drops or rejects every packet that comes to it.
-    pub stops_all: bool,
+    /// What becomes of every packet that comes to it; none if that takes a condition or the rule does not decide.
+    pub fate: Option<Fate>,
+}
+
+/// What a rule without a condition does with a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Drops or rejects it.
+    Stopped,
+    /// Accepts it for this base chain.
+    Passed,
+    /// Ends this chain: the caller goes on, a base chain's policy decides.
+    Returned,
+    /// Has it judged by the chain of that name, and goes on with what comes back.
+    Jumps(String),
+    /// Has it judged by the chain of that name instead of the rest of this one.
+    Goes(String),
 }
 
 /// A socket for nftables in one network namespace.
@@ -278,12 +294,12 @@ impl Nftables {
             let (_, attributes) = of_kind(reply, NEWRULE)?;
             // A kernel that does not filter lists all.
             let here = attributes.text(RULE_TABLE)? == table && attributes.text(RULE_CHAIN)? == chain;
-            let Description { names, stops_all, comment } = expression::describe(&attributes.nest(RULE_EXPRESSIONS));
+            let Description { names, fate, comment } = expression::describe(&attributes.nest(RULE_EXPRESSIONS));
             here.then(|| Rule {
                 handle: be64(&attributes, RULE_HANDLE).unwrap_or_default(),
                 comment: comment_of(attributes.bytes(RULE_USERDATA)).or(comment),
                 expressions: names,
-                stops_all,
+                fate,
             })
         });
         match listed {

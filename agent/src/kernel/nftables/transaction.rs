@@ -13,7 +13,7 @@ pub(super) const COUNTER: u32 = 1;
 /// `NFNL_MSG_BATCH_BEGIN` and its end.
 const BEGIN: u16 = 0x10;
 const END: u16 = 0x11;
-/// `NLM_F_APPEND`: behind the chain's other rules; without it before them.
+/// `NLM_F_APPEND`: behind the chain's other rules.
 const APPEND: u16 = 0x800;
 
 /// A base chain to be made.
@@ -27,6 +27,15 @@ pub struct BaseChain<'a> {
     pub hook: InetHook,
     /// Lower comes first.
     pub priority: i32,
+}
+
+/// Where in its chain a rule is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Behind all others.
+    Last,
+    /// Just before the rule of that handle.
+    Before(u64),
 }
 
 struct Change {
@@ -81,18 +90,21 @@ impl Transaction {
         self.push(super::NEWCHAIN, family, NLM_F_CREATE, attributes, format!("make the chain {table} {}", chain.name));
     }
 
-    /// Adds a rule, behind the others of its chain or before them.
+    /// Adds a rule.
     pub fn rule(
         &mut self,
         (family, table, chain): (Family, &str, &str),
-        behind: bool,
+        place: Place,
         about: &str,
         expressions: &[Expression],
     ) {
         let attributes = Nla::default().text(super::RULE_TABLE, table).text(super::RULE_CHAIN, chain);
         let attributes = attributes.nest(super::RULE_EXPRESSIONS, &expression::list(expressions));
         let attributes = attributes.raw(super::RULE_USERDATA, &comment(about));
-        let flags = NLM_F_CREATE | if behind { APPEND } else { 0 };
+        let (flags, attributes) = match place {
+            Place::Last => (NLM_F_CREATE | APPEND, attributes),
+            Place::Before(handle) => (NLM_F_CREATE, attributes.be64(super::RULE_POSITION, handle)),
+        };
         self.push(super::NEWRULE, family, flags, attributes, format!("add to {table} {chain} the rule {about:?}"));
     }
 
