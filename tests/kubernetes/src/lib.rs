@@ -17,6 +17,7 @@ pub mod elf;
 pub mod flow;
 pub mod image;
 pub mod images;
+pub mod inner;
 pub mod inotify;
 pub mod kubeconfig;
 pub mod kubectl;
