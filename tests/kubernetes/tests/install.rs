@@ -103,14 +103,15 @@ fn has_all(text: &str, words: &[&str]) -> bool {
 fn says_why(cluster: &Cluster, fault: &Fault) -> Result<(), LabError> {
     let (node, kubectl) = (fault.node, cluster.kubectl());
     let agent = bulkhead::agent_on(cluster, node)?;
-    wait::until_or(&format!("the log of {node} saying why"), PATIENCE, || {
+    let said = wait::until_or(&format!("the log of {node} saying why"), PATIENCE, || {
         let log = kubectl.run(&["-n", bulkhead::NAMESPACE, "logs", &agent]).map_err(|error| error.to_string())?;
-        let errors: Vec<&str> = log.lines().filter(|line| line.contains(" ERROR ")).collect();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains(r#""level":"ERROR""#)).collect();
         match errors[..] {
-            [line] if has_all(line, fault.says) => Ok(println!("    {node}: {line}")),
+            [line] if has_all(line, fault.says) => Ok(line.to_owned()),
             _ => Err(log),
         }
     })?;
+    println!("    {node}: {said}");
     wait::until_or(&format!("an Event on {node}"), PATIENCE, || {
         let events = events(cluster, node, "NodeUnfit").map_err(|error| error.to_string())?;
         let told = events.iter().any(|event| has_all(event, fault.says));
@@ -121,7 +122,7 @@ fn says_why(cluster: &Cluster, fault: &Fault) -> Result<(), LabError> {
     assert!(has_all(&ready, fault.says) && ready.ends_with("503"), "{ready}");
     let status = kubectl.exec(bulkhead::NAMESPACE, &agent, &["bulkhead", "agent", "status", "-o", "json"])?;
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(has_all(&status, &fault.says[..1]) && status.contains("\"ready\":false"), "{status}");
+    assert!(has_all(&status, &fault.says[..1]) && status.contains(r#""ready": false"#), "{status}");
     Ok(())
 }
 
