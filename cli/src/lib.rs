@@ -18,6 +18,7 @@ mod kubernetes;
 mod node;
 mod output;
 mod pod;
+mod purge;
 mod restore;
 mod tenant;
 mod view;
@@ -89,6 +90,7 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
         Command::Restore { file: None, yes, above, wait, .. } => {
             restore::restore(&etcd.cluster().await?, restore::Wish { yes, above }, wait, console).await
         }
+        Command::Purge { yes } => purge::purge(&etcd, yes, console).await,
         Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Certs(args) => certs::carry_out(&args, console),
