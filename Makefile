@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET := $(shell uname -m)-unknown-linux-musl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab test lint bench clean reference manifest kubernetes-programs kubernetes-lab demo-kubernetes test-kubernetes
+.PHONY: help setup build release image demo lab test lint bench clean reference manifest kubernetes-programs kubernetes-lab demo-kubernetes test-kubernetes
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,11 @@ release: setup ## Build every binary as it is shipped: static
 	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build --workspace --exclude bulkhead-cni --exclude bulkhead-kubernetes-tests --bins --release --target $(TARGET)
 	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
 	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
+
+image: release ## The container image as it is shipped, without a daemon: target/bulkhead-image.tar, an OCI archive under 60 MB
+	$(CARGO) build -p bulkhead-kubernetes-tests
+	target/debug/bulkhead-kubernetes-lab image --binaries target/$(TARGET)/release --out target/bulkhead-image.tar \
+		--revision $$(git describe --always --abbrev=40 --dirty --exclude '*')
 
 demo: build ## Three nodes, tenants, a join without loss, an isolate, a global, a limited pod: in a minute
 	target/debug/bulkhead-lab demo
