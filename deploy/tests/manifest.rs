@@ -1,17 +1,12 @@
-//! The chart, and what is made of it: lint, rendering, schema, documentation. Needs Helm, which `scripts/helm` builds with Go.
+//! The chart, and what is made of it: lint, rendering, schema. Needs Helm, which `scripts/helm` builds with Go (feature `helm`).
 //!
 //! `BULKHEAD_BLESS=1` writes the files instead of comparing them (`make manifest`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
+use bulkhead_deploy::kept::{keep, root};
 
 /// Runs a script of the project; its output, or its errors.
 fn run(script: &str, arguments: &[&str]) -> Result<String, String> {
@@ -26,54 +21,15 @@ fn template(settings: &[&str]) -> Result<String, String> {
     run("helm", &arguments)
 }
 
-#[track_caller]
-fn keep(file: &str, wanted: &str) {
-    let path = root().join(file);
-    if std::env::var_os("BULKHEAD_BLESS").is_some() {
-        fs::write(&path, wanted).unwrap();
-    }
-    let there = fs::read_to_string(&path).unwrap_or_default();
-    if there != wanted {
-        let differs = there.lines().zip(wanted.lines()).position(|(a, b)| a != b).unwrap_or(0) + 1;
-        panic!("{file} is not what the chart makes of it, from line {differs} on; `make manifest` writes it anew");
-    }
-}
-
 #[test]
 fn the_manifest_is_the_chart_with_its_defaults() {
-    keep("deploy/bulkhead.yaml", &run("render-manifest", &[]).unwrap());
-}
-
-#[test]
-fn the_reference_is_made_of_the_values() {
-    let values = fs::read_to_string(root().join("deploy/chart/values.yaml")).unwrap();
-    keep("docs/values.md", &bulkhead_deploy::reference(&values).unwrap());
+    keep("deploy/bulkhead.yaml", &run("render-manifest", &[]).unwrap(), "make manifest").unwrap();
 }
 
 #[test]
 fn helm_finds_nothing_to_complain_of() {
     let said = run("helm", &["lint", "--strict", "deploy/chart"]).unwrap();
     assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
-}
-
-#[test]
-fn versions_are_pinned_and_the_projects_own() {
-    let manifest = run("render-manifest", &[]).unwrap();
-    let images: Vec<&str> = manifest.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
-    assert!(images.len() >= 4, "{images:?}");
-    // What uninstalls is of the same version.
-    let uninstall = fs::read_to_string(root().join("deploy/uninstall.yaml")).unwrap();
-    assert_eq!(
-        uninstall.matches(concat!("ghcr.io/bulkhead-net/bulkhead:", env!("CARGO_PKG_VERSION"), "\n")).count(),
-        2
-    );
-    for image in images {
-        let tag = image.rsplit_once(':').map(|(_, tag)| tag);
-        assert!(tag.is_some_and(|tag| tag != "latest" && tag.chars().any(|c| c.is_ascii_digit())), "{image}");
-    }
-    let chart = fs::read_to_string(root().join("deploy/chart/Chart.yaml")).unwrap();
-    assert!(chart.contains(concat!("\nversion: ", env!("CARGO_PKG_VERSION"), "\n")), "{chart}");
-    assert!(chart.contains(concat!("\nappVersion: \"", env!("CARGO_PKG_VERSION"), "\"\n")), "{chart}");
 }
 
 #[test]
@@ -122,75 +78,4 @@ fn each_policy_and_the_bundled_etcd_can_be_left_out() {
     let external = template(&["etcd.mode=external", "etcd.external.endpoints={https://10.0.0.1:2379}"]).unwrap();
     assert!(all.contains("bulkhead-etcd") && !external.contains("bulkhead-etcd"));
     assert!(external.contains("value: \"https://10.0.0.1:2379\""));
-}
-
-/// RBAC as the issue of least rights has it: nobody but the setup touches Secrets, and no rule has a wildcard.
-#[test]
-fn rights_are_the_least() {
-    let manifest = run("render-manifest", &[]).unwrap();
-    let roles: Vec<&str> = manifest
-        .split("\n---\n")
-        .filter(|object| object.contains("kind: ClusterRole\n") || object.contains("kind: Role\n"))
-        .collect();
-    assert!(roles.len() >= 6, "{}", roles.len());
-    for role in roles {
-        assert!(!role.contains('*'), "{role}");
-        assert!(!role.contains("secrets") || role.contains("bulkhead-etcd-setup"), "{role}");
-    }
-}
-
-/// The rules of a rendered role: `group resource verb [name]`, one for each.
-fn rules(manifest: &str, kind: &str, name: &str) -> BTreeSet<String> {
-    let (kind, name) = (format!("kind: {kind}\n"), format!("\n  name: {name}\n"));
-    let role = manifest.split("\n---\n").find(|object| object.contains(&kind) && object.contains(&name)).unwrap();
-    let list = |text: &str| -> Vec<String> {
-        let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
-        inner.split(',').map(|item| item.trim().trim_matches('"').to_owned()).collect()
-    };
-    let mut all = BTreeSet::new();
-    for rule in role.split_once("\nrules:\n").unwrap().1.split("- apiGroups: ").skip(1) {
-        let of = |key: &str| list(rule.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap_or_default());
-        for group in list(rule.lines().next().unwrap()) {
-            let group = if group.is_empty() { "core" } else { &group };
-            for (resource, verb) in
-                of("resources: ").iter().flat_map(|r| of("verbs: ").into_iter().map(move |v| (r, v)))
-            {
-                all.insert(format!("{group} {resource} {verb} {}", of("resourceNames: ").join(",")).trim().to_owned());
-            }
-        }
-    }
-    all
-}
-
-/// The same of a document's table: its rows that begin so, by the columns that name group, resource and verbs.
-fn documented(file: &str, head: &str, of: &str, [group, resource, verbs]: [usize; 3]) -> BTreeSet<String> {
-    let text = fs::read_to_string(root().join(file)).unwrap();
-    let table = text.split_once(head).unwrap_or_else(|| panic!("{file} has no table {head:?}")).1;
-    let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
-    let mut all = BTreeSet::new();
-    for row in rows.filter(|row| row.starts_with(of)) {
-        let cells: Vec<String> = row.split('|').map(|cell| cell.replace('`', "").trim().to_owned()).collect();
-        let (resource, name) = cells[resource].split_once(" named ").unwrap_or((&cells[resource], ""));
-        let group = if cells[group].is_empty() { "core" } else { &cells[group] };
-        all.extend(
-            cells[verbs].split(',').map(|verb| format!("{group} {resource} {} {name}", verb.trim()).trim().to_owned()),
-        );
-    }
-    all
-}
-
-/// What the documents say of rights is what the manifest gives; the lab proves that it is enough.
-#[test]
-fn rights_are_those_that_the_documents_list() {
-    let manifest = run("render-manifest", &[]).unwrap();
-    let agent = "| group | resource | verbs | for |\n";
-    assert_eq!(
-        rules(&manifest, "ClusterRole", "bulkhead-agent"),
-        documented("docs/agent-in-kubernetes.md", agent, "|", [1, 2, 3])
-    );
-    let controller = "| where | API group | resources | verbs |\n";
-    for (kind, rows) in [("ClusterRole", "| cluster |"), ("Role", "| `--agent-namespace` |")] {
-        let said = documented("docs/kubernetes.md", controller, rows, [2, 3, 4]);
-        assert_eq!(rules(&manifest, kind, "bulkhead-controller"), said, "{kind}");
-    }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::NodeName;
+use bulkhead_core::annotation::CONFIG_MIRROR;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -26,8 +27,6 @@ use crate::pods::limit::{EGRESS, INGRESS};
 pub use complaints::{Complaint, Complaints};
 pub use pods::{ApiPod, ApiPods, Wanted};
 
-/// The kubelet's annotation on the API server's image of a static pod: the UID by which the runtime knows that pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often an Event is tried: for some minutes, as a node that boots reaches the API server late.
@@ -128,7 +127,7 @@ fn read(pod: PartialObjectMeta<Pod>) -> (String, ApiPod) {
     let uid = metadata.uid.unwrap_or_default();
     let (ingress, egress) = (of(INGRESS), of(EGRESS));
     let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-    let key = annotations.get(MIRROR).unwrap_or(&uid).clone();
+    let key = annotations.get(CONFIG_MIRROR).unwrap_or(&uid).clone();
     (key, ApiPod { namespace, name, uid, ingress, egress })
 }
 
@@ -209,7 +208,8 @@ mod tests {
         assert_eq!((key.as_str(), pod.uid.as_str()), ("u1", "u1"));
         assert!(matches!(pod.ingress, Wanted::Limit(limit) if limit.bits() == 10_000_000));
         assert_eq!(pod.egress, Wanted::Unlimited);
-        let (key, pod) = of(&json!({"name": "p-n1", "namespace": "a", "uid": "u1", "annotations": {MIRROR: "static"}}));
+        let (key, pod) =
+            of(&json!({"name": "p-n1", "namespace": "a", "uid": "u1", "annotations": {CONFIG_MIRROR: "static"}}));
         assert_eq!((key.as_str(), pod.uid.as_str()), ("static", "u1"), "a static pod has two UIDs");
     }
 

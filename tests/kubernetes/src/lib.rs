@@ -28,6 +28,7 @@ pub mod node;
 pub mod pod;
 pub mod programs;
 pub mod service;
+pub mod shipped;
 pub mod tenants;
 
 pub use cluster::{Cluster, ClusterBuilder};
