@@ -53,8 +53,19 @@ pub struct NodeObject {
     pub uid: String,
     /// Its internal addresses, IPv4 first: the first is where tunnels end.
     pub addresses: Vec<IpAddr>,
-    /// Its condition `NetworkUnavailable`: status and reason.
-    pub unavailable: Option<(String, String)>,
+    /// Its condition `NetworkUnavailable`.
+    pub unavailable: Option<Condition>,
+}
+
+/// A condition of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Why, for programs.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
 }
 
 /// Where namespaces and nodes come from.

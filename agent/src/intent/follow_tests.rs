@@ -106,6 +106,37 @@ async fn a_ledger_that_somebody_deletes_stays_in_force() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_is_made_anew_is_followed_when_it_is_whole() {
+    let twin = Twin::new();
+    let store = twin.store();
+    let (cluster, tenants) = ("/p/c/bulkhead/ledger/cluster", "/p/c/bulkhead/ledger/namespaces/");
+    let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
+    let put = async |pairs: &[(&str, &str)]| {
+        let txn = pairs.iter().fold(Txn::new(), |txn, (key, value)| txn.put(*key, *value));
+        store.commit(txn).await.unwrap().done().unwrap();
+    };
+    let [a, b] = ["a", "b"].map(|name| format!("{tenants}{name}"));
+    let entry = r#"{"vni":10,"netId":10}"#;
+    put(&[("/p/config", config), (cluster, CLUSTER), (&a, entry), (&b, entry)]).await;
+    let (follower, shared) = follower(twin.store());
+    tokio::spawn(follower.run());
+    let namespaces = || shared.read(|intent, _| intent.namespaces.len());
+    eventually(|| namespaces() == 2).await;
+    let held = || shared.read(|_, connection| connection.held.clone().unwrap_or_default());
+    store.commit(Txn::new().delete(cluster).delete(a.as_str()).delete(b.as_str())).await.unwrap().done().unwrap();
+    eventually(|| held().contains("cluster entry was deleted")).await;
+    let anew = CLUSTER.replace("\"epoch\":1", "\"epoch\":2");
+    let building = anew.replace('}', ",\"building\":true}");
+    put(&[(cluster, &building), (&a, entry)]).await;
+    eventually(|| held().contains("making it anew")).await;
+    assert_eq!(namespaces(), 2, "a part of it is believed");
+    put(&[(&b, r#"{"vni":11,"netId":0}"#)]).await;
+    put(&[(cluster, &anew)]).await;
+    eventually(|| held().is_empty() && shared.read(|intent, _| intent.epoch() == 2)).await;
+    assert_eq!(namespaces(), 2);
+}
+
+#[tokio::test]
 async fn after_a_restore_a_node_asks_for_the_subnet_it_had() {
     let twin = Twin::new();
     let store = twin.store();

@@ -7,7 +7,7 @@ use bulkhead_core::{Namespace, NodeName};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node, Pod};
 
-use crate::objects::{NamespaceObject, NodeObject};
+use crate::objects::{Condition, NamespaceObject, NodeObject};
 
 /// The condition that says whether a node has a network.
 pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
@@ -38,7 +38,11 @@ pub(super) fn node(object: Node, networks: &[IpNetwork]) -> Option<(NodeName, No
     // Stable: the kubelet's order within a family stays.
     addresses.sort_by_key(IpAddr::is_ipv6);
     let condition = status.conditions.into_iter().flatten().find(|condition| condition.type_ == NETWORK_UNAVAILABLE);
-    let unavailable = condition.map(|condition| (condition.status, condition.reason.unwrap_or_default()));
+    let unavailable = condition.map(|condition| Condition {
+        status: condition.status,
+        reason: condition.reason.unwrap_or_default(),
+        message: condition.message.unwrap_or_default(),
+    });
     Some((name, NodeObject { uid: object.metadata.uid?, addresses, unavailable }))
 }
 
@@ -61,7 +65,7 @@ mod tests {
             "addresses":[{"type":"Hostname","address":"n1"},{"type":"ExternalIP","address":"198.51.100.1"},
                 {"type":"InternalIP","address":"fd00::1"},{"type":"InternalIP","address":"10.0.0.1"},
                 {"type":"InternalIP","address":"10.0.0.2"}],
-            "conditions":[{"type":"Ready","status":"True"},{"type":"NetworkUnavailable","status":"True","reason":"x"}]}}"#;
+            "conditions":[{"type":"Ready","status":"True"},{"type":"NetworkUnavailable","status":"True","reason":"x","message":"y"}]}}"#;
         let read = |networks: &[&str]| {
             let networks: Vec<IpNetwork> = networks.iter().map(|text| text.parse().unwrap()).collect();
             node(serde_json::from_str(json).unwrap(), &networks).unwrap()
@@ -73,7 +77,8 @@ mod tests {
         let (name, node) = read(&[]);
         assert_eq!((name.as_str(), node.uid.as_str()), ("n1", "u"));
         assert_eq!(node.addresses, ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
-        assert_eq!(node.unavailable, Some(("True".to_owned(), "x".to_owned())));
+        let [status, reason, message] = ["True", "x", "y"].map(ToOwned::to_owned);
+        assert_eq!(node.unavailable, Some(Condition { status, reason, message }));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::memory::{self, Memory};
 use super::read::NETWORK_UNAVAILABLE;
-use crate::objects::Objects;
+use crate::objects::{Condition, Objects};
 use crate::plan::{Kind, Status};
 
 /// The least time between two writes.
@@ -85,6 +85,12 @@ impl Standing {
             Self::NotReady => ("True", "BulkheadNotReady"),
             Self::NoSubnet(_) => ("True", NO_SUBNET),
         }
+    }
+
+    /// Whether that is what a Node shows. Why there is no subnet may change; the rest says the same with any message.
+    fn is_shown(&self, shown: &Condition) -> bool {
+        self.condition() == (shown.status.as_str(), shown.reason.as_str())
+            && (!matches!(self, Self::NoSubnet(_)) || shown.message == self.message())
     }
 
     fn message(&self) -> String {
@@ -152,8 +158,7 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
                 Some(why) => Standing::NoSubnet(why.clone()),
                 None => Standing::NotReady,
             };
-            let shown = node.unavailable.as_ref().map(|(status, reason)| (status.as_str(), reason.as_str()));
-            if shown != Some(standing.condition()) {
+            if !node.unavailable.as_ref().is_some_and(|shown| standing.is_shown(shown)) {
                 writes.push(Write::Node { name: name.clone(), uid: node.uid.clone(), standing });
             }
         }
@@ -461,7 +466,11 @@ mod tests {
     fn a_node_is_told_what_its_agent_is_unless_there_is_no_agent_at_all() {
         let name = |text: &str| NodeName::new(text).unwrap();
         let node = |shown: Option<(&str, &str)>| NodeObject {
-            unavailable: shown.map(|(status, reason)| (status.to_owned(), reason.to_owned())),
+            unavailable: shown.map(|(status, reason)| Condition {
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message: "the node has no subnet: it has no InternalIP".to_owned(),
+            }),
             ..NodeObject::default()
         };
         let nodes = [
@@ -469,16 +478,20 @@ mod tests {
             (name("ready"), node(Some(("False", "BulkheadReady")))),
             (name("was-ready"), node(Some(("False", "BulkheadReady")))),
             (name("without"), node(Some(("True", "NoRouteCreated")))),
+            (name("told"), node(Some(("True", "BulkheadNoSubnet")))),
+            (name("told-otherwise"), node(Some(("True", "BulkheadNoSubnet")))),
         ];
         let agents = [(name("new"), true), (name("ready"), true), (name("was-ready"), false)];
         let mut objects = Objects { nodes: Arc::new(nodes.into()), ..Objects::default() };
         assert_eq!(differences(&Report::default(), &objects, None, Instant::now()), []);
         objects.agents = Arc::new(agents.into());
-        let full = ["new", "was-ready"].map(|text| (name(text), "all are in use".to_owned()));
-        let report = Report { without_subnet: full.into(), ..Report::default() };
+        let full = ["new", "was-ready", "told-otherwise"].map(|text| (name(text), "all are in use".to_owned()));
+        let told = (name("told"), "it has no InternalIP".to_owned());
+        let report = Report { without_subnet: full.into_iter().chain([told]).collect(), ..Report::default() };
         let writes = differences(&report, &objects, None, Instant::now());
         let expected = [
             ("new", Standing::Ready),
+            ("told-otherwise", Standing::NoSubnet("all are in use".into())),
             ("was-ready", Standing::NoSubnet("all are in use".into())),
             ("without", Standing::NotReady),
         ];
