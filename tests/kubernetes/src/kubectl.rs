@@ -56,6 +56,11 @@ impl Kubectl {
         self.netns.exec_of(self.command(&["apply", "-f", "-"]), manifests.as_bytes())
     }
 
+    /// Creates what manifests name and is not there: one request for each.
+    pub fn create(&self, manifests: &str) -> Result<String, LabError> {
+        self.netns.exec_of(self.command(&["create", "-f", "-"]), manifests.as_bytes())
+    }
+
     /// Deletes what manifests name, and waits until it is gone.
     pub fn delete(&self, manifests: &str) -> Result<String, LabError> {
         self.netns.exec_of(self.command(&["delete", "--ignore-not-found", "-f", "-"]), manifests.as_bytes())

@@ -11,6 +11,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod conformance;
 pub mod control_plane;
+pub mod crowd;
 pub mod disk;
 pub mod dns;
 pub mod elf;
@@ -29,6 +30,7 @@ pub mod pod;
 pub mod programs;
 pub mod service;
 pub mod shipped;
+pub mod stock;
 pub mod tenants;
 
 pub use cluster::{Cluster, ClusterBuilder};
