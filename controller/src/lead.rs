@@ -298,6 +298,7 @@ impl Leader<'_> {
         let memory = self.state.epoch().zip(self.history.seen());
         let report = Report {
             statuses: plan::statuses(self.state, self.policy),
+            subnets: plan::subnets(self.state),
             memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
         };
         reports.send_if_modified(|before| {

@@ -50,6 +50,8 @@ pub struct NodeObject {
     pub uid: String,
     /// Its internal addresses, IPv4 first: the first is where tunnels end.
     pub addresses: Vec<IpAddr>,
+    /// What its annotations show of its subnets.
+    pub shown_subnet: Option<String>,
     /// Its condition `NetworkUnavailable`: status and reason.
     pub unavailable: Option<(String, String)>,
 }

@@ -1,4 +1,4 @@
-//! The annotations on a Kubernetes Namespace: what people ask for, and where the controller answers.
+//! The annotations on Kubernetes objects: what people ask for, and where the controller answers.
 //!
 //! | annotation | written by | value |
 //! |---|---|---|
@@ -6,6 +6,7 @@
 //! | [`ALLOW_JOIN_FROM`] | people | who may join: namespaces separated by commas, or `*` |
 //! | [`VNI`] | the controller | the namespace's number on the wire |
 //! | [`NETWORK_STATUS`] | the controller | how the namespace stands, in words |
+//! | [`SUBNET`], on a Node | the controller | the node's subnets |
 //!
 //! Promises: what is read is valid or refused with an error that says what to write.
 
@@ -21,10 +22,12 @@ use crate::name::{NameError, Namespace};
 pub const NETWORK: &str = "bulkhead.dev/network";
 /// Who may join by annotation: a [`JoinConsent`].
 pub const ALLOW_JOIN_FROM: &str = "bulkhead.dev/allow-join-from";
-/// The namespace's VNI, for people to read.
+/// The namespace's VNI, for people to read, and for a controller whose ledger was lost.
 pub const VNI: &str = "bulkhead.dev/vni";
 /// How the namespace stands, for people to read.
 pub const NETWORK_STATUS: &str = "bulkhead.dev/network-status";
+/// On a Node: its subnets, separated by a comma, for people to read and for a controller whose ledger was lost.
+pub const SUBNET: &str = "bulkhead.dev/subnet";
 
 /// Characters of a wrong value that an error repeats.
 const EXCERPT: usize = 80;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use bulkhead_core::annotation::{ALLOW_JOIN_FROM, NETWORK, NETWORK_STATUS, VNI};
+use bulkhead_core::annotation::{ALLOW_JOIN_FROM, NETWORK, NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
 use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node, Pod};
 
@@ -29,6 +29,7 @@ pub(super) fn namespace(object: ApiNamespace) -> Option<(Namespace, NamespaceObj
 /// A Node by its name.
 pub(super) fn node(object: Node) -> Option<(NodeName, NodeObject)> {
     let name = NodeName::new(object.metadata.name?).ok()?;
+    let shown_subnet = object.metadata.annotations.unwrap_or_default().remove(SUBNET);
     let status = object.status.unwrap_or_default();
     let internal = status.addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
     let mut addresses: Vec<IpAddr> =
@@ -37,7 +38,7 @@ pub(super) fn node(object: Node) -> Option<(NodeName, NodeObject)> {
     addresses.sort_by_key(IpAddr::is_ipv6);
     let condition = status.conditions.into_iter().flatten().find(|condition| condition.type_ == NETWORK_UNAVAILABLE);
     let unavailable = condition.map(|condition| (condition.status, condition.reason.unwrap_or_default()));
-    Some((name, NodeObject { uid: object.metadata.uid?, addresses, unavailable }))
+    Some((name, NodeObject { uid: object.metadata.uid?, addresses, shown_subnet, unavailable }))
 }
 
 /// An agent's pod by its name: its node, and whether it is ready.

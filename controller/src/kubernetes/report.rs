@@ -1,5 +1,5 @@
-//! What the leader decided, written where users of Kubernetes look: annotations and Events of Namespaces, the condition
-//! of Nodes, the epoch in a `ConfigMap`.
+//! What the leader decided, written where users of Kubernetes look: annotations and Events of Namespaces, condition and
+//! subnets of Nodes, the epoch in a `ConfigMap`. Numbers and subnets are read there again when a restored etcd lacks them.
 //!
 //! Level-triggered: what Kubernetes shows is compared with what it should show, and the difference is written, one
 //! thing after another. Promises: nothing is written but what differs; nothing while another leads; at most one write
@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use bulkhead_core::annotation::{NETWORK_STATUS, VNI};
+use bulkhead_core::annotation::{NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::memory::{self, Memory};
 use super::read::NETWORK_UNAVAILABLE;
 use crate::objects::Objects;
-use crate::plan::{Kind, Status};
+use crate::plan::{Kind, Shown, Status};
 
 /// The least time between two writes.
 pub const PACE: Duration = Duration::from_millis(25);
@@ -42,6 +42,8 @@ pub(super) const MANAGER: &str = "bulkhead-controller";
 pub struct Report {
     /// How namespaces stand.
     pub statuses: BTreeMap<Namespace, Status>,
+    /// What Nodes show of their subnets.
+    pub subnets: BTreeMap<NodeName, Shown>,
     /// What of etcd is to be remembered, if the ledger can be read.
     pub memory: Option<Memory>,
 }
@@ -51,6 +53,7 @@ pub struct Report {
 enum Write {
     Namespace { name: Namespace, status: Status, reason: &'static str },
     Node { name: NodeName, ready: bool },
+    Subnet { name: NodeName, shown: Shown },
     Memory(Memory),
 }
 
@@ -59,6 +62,7 @@ enum Write {
 enum Subject {
     Namespace(Namespace),
     Node(NodeName),
+    Subnet(NodeName),
     Memory,
 }
 
@@ -67,6 +71,7 @@ impl Write {
         match self {
             Self::Namespace { name, .. } => Subject::Namespace(name.clone()),
             Self::Node { name, .. } => Subject::Node(name.clone()),
+            Self::Subnet { name, .. } => Subject::Subnet(name.clone()),
             Self::Memory(_) => Subject::Memory,
         }
     }
@@ -99,6 +104,12 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
             if shown != Some(condition(ready)) {
                 writes.push(Write::Node { name: name.clone(), ready });
             }
+        }
+    }
+    for (name, shown) in &report.subnets {
+        let object = objects.nodes.get(name).filter(|object| object.uid == shown.uid);
+        if object.is_some_and(|object| object.shown_subnet.as_ref() != Some(&shown.text)) {
+            writes.push(Write::Subnet { name: name.clone(), shown: shown.clone() });
         }
     }
     for (name, status) in &report.statuses {
@@ -197,6 +208,7 @@ impl Reporter<'_> {
         match write {
             Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await,
             Write::Node { name, ready } => self.node(name, *ready).await,
+            Write::Subnet { name, shown } => self.subnet(name, shown).await,
             Write::Memory(memory) => {
                 let api = Api::<ConfigMap>::namespaced(self.client.clone(), self.agent_namespace);
                 let patch = Patch::Apply(memory::manifest(memory));
@@ -225,6 +237,21 @@ impl Reporter<'_> {
             // A namespace that is being deleted takes none.
             debug!(namespace = %name, %error, "no Event");
         }
+        Ok(())
+    }
+
+    async fn subnet(&self, name: &NodeName, shown: &Shown) -> Result<(), kube::Error> {
+        let api = Api::<Node>::all(self.client.clone());
+        let patch = json!({"metadata": {"uid": shown.uid, "annotations": {SUBNET: shown.text}}});
+        // By its status, for which the controller has a right already; the API server takes annotations there.
+        match api.patch_status(name.as_str(), &params(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
+                debug!(node = %name, %answer, "the node is another one by now");
+                return Ok(());
+            }
+            outcome => drop(outcome?),
+        }
+        info!(node = %name, subnets = shown.text, "shown in Kubernetes");
         Ok(())
     }
 
@@ -308,7 +335,7 @@ mod tests {
     }
 
     fn reports(status: Status) -> Report {
-        Report { statuses: [(Namespace::new("a").unwrap(), status)].into(), memory: None }
+        Report { statuses: [(Namespace::new("a").unwrap(), status)].into(), ..Report::default() }
     }
 
     #[test]
@@ -353,6 +380,24 @@ mod tests {
         let writes = differences(&Report::default(), &objects, None, Instant::now());
         let expected = [("new", true), ("was-ready", false), ("without", false)];
         assert_eq!(writes, expected.map(|(text, ready)| Write::Node { name: name(text), ready }));
+    }
+
+    #[test]
+    fn a_node_shows_its_subnets_and_no_other_node_does() {
+        let name = NodeName::new("n1").unwrap();
+        let shown = Shown { uid: "u".into(), text: "172.11.4.0/22".into() };
+        let report = Report { subnets: [(name.clone(), shown.clone())].into(), ..Report::default() };
+        let objects = |uid: &str, text: Option<&str>| {
+            let shown_subnet = text.map(ToOwned::to_owned);
+            let object = NodeObject { uid: uid.into(), shown_subnet, ..NodeObject::default() };
+            Objects { nodes: Arc::new([(name.clone(), object)].into()), ..Objects::default() }
+        };
+        let written = |objects: &Objects| differences(&report, objects, None, Instant::now());
+        for text in [None, Some("172.11.8.0/22")] {
+            assert_eq!(written(&objects("u", text)), [Write::Subnet { name: name.clone(), shown: shown.clone() }]);
+        }
+        assert_eq!(written(&objects("u", Some("172.11.4.0/22"))), []);
+        assert_eq!(written(&objects("other", None)), []);
     }
 
     #[tokio::test(start_paused = true)]
