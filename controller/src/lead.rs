@@ -299,6 +299,7 @@ impl Leader<'_> {
         let report = Report {
             statuses: plan::statuses(self.state, self.policy),
             without_subnet: plan::without_subnet(self.state),
+            subnets: plan::subnets(self.state),
             memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
         };
         reports.send_if_modified(|before| {

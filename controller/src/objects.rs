@@ -53,6 +53,8 @@ pub struct NodeObject {
     pub uid: String,
     /// Its internal addresses, IPv4 first: the first is where tunnels end.
     pub addresses: Vec<IpAddr>,
+    /// What its annotations show of its subnets.
+    pub shown_subnet: Option<String>,
     /// Its condition `NetworkUnavailable`.
     pub unavailable: Option<Condition>,
 }

@@ -18,8 +18,9 @@ use bulkhead_controller::kubernetes::{self, KubernetesOptions};
 use bulkhead_controller::lead::{Outside, Tally};
 use bulkhead_controller::plan::Policy;
 use bulkhead_controller::run::{Options, RunError, run};
-use bulkhead_core::annotation::{NETWORK, NETWORK_STATUS, VNI};
+use bulkhead_core::annotation::{NETWORK, NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::ledger::{self, ClusterEntry};
+use bulkhead_core::number::JUMP;
 use bulkhead_core::{Action, keys};
 use bulkhead_store::{Store, Twin};
 use people::{People, config, ns, within};
@@ -226,6 +227,14 @@ async fn a_controller_started_after_a_restore_raises_the_epoch_by_itself() {
     let before = twin.checkpoint();
     api.put("namespaces", "b", json!({}));
     people.until_net_id("b", 12).await;
+    // The first to be listed is not the first that came.
+    api.put("nodes", "n2", node("10.0.0.2"));
+    people.until_subnet("10.0.0.2", "172.11.0.0/22").await;
+    api.put("nodes", "n1", node("10.0.0.1"));
+    let shows =
+        |api: &Api, name: &str, subnet: &str| api.get("nodes", name)["metadata"]["annotations"][SUBNET] == subnet;
+    api.until("the nodes show it", |api| shows(api, "n2", "172.11.0.0/22") && shows(api, "n1", "172.11.4.0/22")).await;
+    api.until("b shows its number", |api| api.annotation("b", VNI) == "12").await;
     api.until("the epoch is kept", |api| api.get("configmaps", "bulkhead-epoch")["data"]["epoch"] == "1").await;
     one.stop().await;
     twin.restore(&before);
@@ -236,5 +245,12 @@ async fn a_controller_started_after_a_restore_raises_the_epoch_by_itself() {
     };
     people.until(&people.keys.ledger_cluster(), raised).await;
     api.until("the new epoch is kept", |api| api.get("configmaps", "bulkhead-epoch")["data"]["epoch"] == "2").await;
+    // Who is younger than the snapshot keeps what is shown; who is new gets what nobody had.
+    people.until_net_id("b", 12).await;
+    people.until_subnet("10.0.0.2", "172.11.0.0/22").await;
+    people.until_subnet("10.0.0.1", "172.11.4.0/22").await;
+    api.put("namespaces", "c", json!({}));
+    api.until("c has a number", |api| !api.annotation("c", VNI).is_empty()).await;
+    assert!(api.annotation("c", VNI).parse::<u32>().unwrap() > JUMP);
     two.stop().await;
 }

@@ -15,10 +15,12 @@ use crate::name::{NameError, Namespace};
 pub const NETWORK: &str = "bulkhead.dev/network";
 /// Who may join by annotation: a [`JoinConsent`].
 pub const ALLOW_JOIN_FROM: &str = "bulkhead.dev/allow-join-from";
-/// The namespace's VNI, for people to read.
+/// The namespace's VNI, for people to read, and for a controller whose ledger was lost.
 pub const VNI: &str = "bulkhead.dev/vni";
 /// How the namespace stands, for people to read.
 pub const NETWORK_STATUS: &str = "bulkhead.dev/network-status";
+/// On a Node: its subnets, separated by a comma, for people to read and for a controller whose ledger was lost.
+pub const SUBNET: &str = "bulkhead.dev/subnet";
 /// The limit of what goes to a pod: a [`Bandwidth`](crate::Bandwidth).
 pub const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
 /// The limit of what comes from a pod.
@@ -42,7 +44,7 @@ pub struct Description {
 }
 
 /// All that Bulkhead reads or writes.
-pub const ALL: [Description; 7] = [
+pub const ALL: [Description; 8] = [
     Description {
         name: NETWORK,
         object: "Namespace",
@@ -63,7 +65,7 @@ pub const ALL: [Description; 7] = [
         object: "Namespace",
         writer: "the controller",
         values: "10 to 16777215",
-        effect: "Shows the number on the wire, which never changes",
+        effect: "Shows the number on the wire, which never changes; read back behind a restore of etcd",
     },
     Description {
         name: NETWORK_STATUS,
@@ -71,6 +73,13 @@ pub const ALL: [Description; 7] = [
         writer: "the controller",
         values: "`isolated`, `global`, `joined to ...`, `joined by others ...`, `flat`, `waiting: ...`, `refused: ...`",
         effect: "Shows how the namespace stands",
+    },
+    Description {
+        name: SUBNET,
+        object: "Node",
+        writer: "the controller",
+        values: "the node's subnets, separated by a comma",
+        effect: "Shows the subnets; read back behind a restore of etcd, for a node that the ledger does not have",
     },
     Description {
         name: INGRESS_BANDWIDTH,

@@ -37,11 +37,14 @@ pub struct Numbers {
     /// Whether records that are in no ledger are being read as an import: set while the ledger is built anew from them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     importing: bool,
+    /// What the last rises of the epoch passed by: the mark before them, and the one after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    passed: Option<(u32, u32)>,
 }
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false }
+        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false, passed: None }
     }
 }
 
@@ -70,10 +73,25 @@ impl Numbers {
 
     /// Jumps once for each of these rises of the epoch, by half the space at the most.
     pub fn rise(&mut self, rises: u64) {
+        if rises == 0 {
+            return;
+        }
+        // Rises with nothing given out between them are one, up to half the space.
+        let behind = match self.passed {
+            Some((behind, to)) if to == self.mark && ahead(behind, to) < USABLE / 2 => behind,
+            _ => self.mark,
+        };
         // Sixteen jumps are nearly the whole space, and would end where they began.
         for _ in 0..rises.min(MOST_JUMPS) {
             self.jump(JUMP);
         }
+        self.passed = Some((behind, self.mark));
+    }
+
+    /// Whether the last rises passed `number` by: what lives may have it, given out by a ledger that is lost.
+    pub fn was_passed_by(&self, number: u32) -> bool {
+        let inside = |(behind, to)| ahead(behind, number) <= ahead(behind, to);
+        (FIRST..SPACE).contains(&number) && self.passed.is_some_and(inside)
     }
 
     /// Says that nobody uses `number` any more.
@@ -138,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_jump_wraps() {
-        let mut numbers = Numbers { mark: SPACE - 2, resting: BTreeSet::new(), importing: false };
+        let mut numbers = Numbers { mark: SPACE - 2, ..Numbers::default() };
         numbers.jump(1 << 20);
         assert!((FIRST..SPACE).contains(&numbers.mark));
         assert_eq!(numbers.mark, FIRST + (1 << 20) - 1);
@@ -159,11 +177,38 @@ mod tests {
         assert!((FIRST..SPACE).contains(&numbers.mark()));
     }
 
+    #[test]
+    fn what_a_rise_passed_by_is_known_and_nothing_else() {
+        let mut numbers = Numbers::default();
+        assert_eq!(numbers.take(|_| false).unwrap().get(), 10);
+        assert!(![10, 11].iter().any(|number| numbers.was_passed_by(*number)), "nothing was lost");
+        numbers.rise(1);
+        let first = numbers.mark();
+        assert!(numbers.was_passed_by(11) && numbers.was_passed_by(first));
+        assert!(![0, 9, 10, first + 1, SPACE - 1, SPACE, u32::MAX].iter().any(|number| numbers.was_passed_by(*number)));
+        numbers.rise(1);
+        assert!(numbers.was_passed_by(11) && numbers.was_passed_by(first + 1), "nothing was given out between");
+        let given = numbers.take(|_| false).unwrap().get();
+        numbers.rise(1);
+        assert!(!numbers.was_passed_by(11) && !numbers.was_passed_by(given) && numbers.was_passed_by(given + 1));
+        let text = serde_json::to_string(&numbers).unwrap();
+        assert_eq!(serde_json::from_str::<Numbers>(&text).unwrap(), numbers);
+    }
+
     proptest! {
+        /// However often the epoch rises and wherever the mark is: passed by is what lies between.
+        #[test]
+        fn what_was_passed_by_lies_between_the_marks(start in FIRST - 1..SPACE, rises in 1..12u64, number in FIRST..SPACE) {
+            let mut numbers = Numbers { mark: start, ..Numbers::default() };
+            numbers.rise(rises);
+            let distance = (u64::from(number) + u64::from(USABLE) - u64::from(after(start))) % u64::from(USABLE);
+            prop_assert_eq!(numbers.was_passed_by(number), distance < rises.min(MOST_JUMPS) * u64::from(JUMP));
+        }
+
         /// Against a naive model: a queue of all numbers in order of their last release.
         #[test]
         fn a_released_number_is_not_given_again_soon(start in FIRST - 1..SPACE, steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
-            let mut numbers = Numbers { mark: start, resting: BTreeSet::new(), importing: false };
+            let mut numbers = Numbers { mark: start, ..Numbers::default() };
             let (mut used, mut released) = (BTreeSet::new(), BTreeSet::new());
             for (give, index) in steps {
                 if give || used.is_empty() {

@@ -204,6 +204,15 @@ impl Tenants {
         }
     }
 
+    /// The numbers of a namespace whose entry was lost and that still shows its VNI; alone in its network, or in the
+    /// global one.
+    pub fn rebirth(&self, vni: Vni, global: bool, uid: Option<String>) -> Result<Tenant, BirthError> {
+        if self.in_use(vni.get()) {
+            return Err(BirthError::Taken(vni.into()));
+        }
+        Ok(Tenant { vni, net_id: if global { NetId::GLOBAL } else { vni.into() }, uid })
+    }
+
     /// The `NetID` that an action gives to a namespace; the same one if it changes nothing.
     pub fn decide(&self, namespace: &Namespace, action: &Action, numbers: &mut Numbers) -> Result<NetId, ActionError> {
         let own = self.get(namespace).ok_or_else(|| ActionError::UnknownNamespace(namespace.clone()))?;

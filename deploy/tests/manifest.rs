@@ -79,3 +79,28 @@ fn each_policy_and_the_bundled_etcd_can_be_left_out() {
     assert!(all.contains("bulkhead-etcd") && !external.contains("bulkhead-etcd"));
     assert!(external.contains("value: \"https://10.0.0.1:2379\""));
 }
+
+/// What stands in docs/install.md for an etcd with logins.
+#[test]
+fn an_existing_etcd_is_reached_by_prefix_and_login() {
+    let manifest = template(&[
+        "etcd.mode=external",
+        "etcd.external.endpoints={https://10.0.0.1:2379}",
+        "etcd.prefix=/tenants/bulkhead",
+        "etcd.external.authSecret=etcd-login",
+        "etcd.external.agentAuthSecret=etcd-agent-login",
+    ])
+    .unwrap();
+    for (kind, name, secret) in
+        [("Deployment", "bulkhead-controller", "etcd-login"), ("DaemonSet", "bulkhead-agent", "etcd-agent-login")]
+    {
+        let head = format!("kind: {kind}\nmetadata:\n  name: {name}\n");
+        let object = manifest.split("\n---\n").find(|object| object.contains(&head)).unwrap();
+        let lines: Vec<&str> = object.lines().map(str::trim).collect();
+        let after = |name: &str| lines[lines.iter().position(|line| *line == format!("- name: {name}")).unwrap() + 1];
+        assert!(after("BULKHEAD_ETCD_PREFIX").contains("/tenants/bulkhead"), "{object}");
+        assert!(lines.contains(&format!("name: {secret}").as_str()), "{object}");
+        assert_eq!(after("BULKHEAD_ETCD_PASSWORD_FILE"), "value: /etc/bulkhead/etcd-auth/password");
+        assert!(lines.contains(&format!("secretName: {secret}").as_str()), "{object}");
+    }
+}

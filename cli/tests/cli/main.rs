@@ -18,5 +18,6 @@ mod nodes;
 mod overwritten;
 mod real;
 mod restore;
+mod roles;
 mod tables;
 mod tenants;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use bulkhead_core::annotation::{ALLOW_JOIN_FROM, NETWORK, NETWORK_STATUS, VNI};
+use bulkhead_core::annotation::{ALLOW_JOIN_FROM, NETWORK, NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node, Pod};
@@ -30,6 +30,7 @@ pub(super) fn namespace(object: ApiNamespace) -> Option<(Namespace, NamespaceObj
 /// A Node by its name, with its addresses inside the networks; all of them if there are none.
 pub(super) fn node(object: Node, networks: &[IpNetwork]) -> Option<(NodeName, NodeObject)> {
     let name = NodeName::new(object.metadata.name?).ok()?;
+    let shown_subnet = object.metadata.annotations.unwrap_or_default().remove(SUBNET);
     let status = object.status.unwrap_or_default();
     let internal = status.addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
     let mut addresses: Vec<IpAddr> =
@@ -43,7 +44,7 @@ pub(super) fn node(object: Node, networks: &[IpNetwork]) -> Option<(NodeName, No
         reason: condition.reason.unwrap_or_default(),
         message: condition.message.unwrap_or_default(),
     });
-    Some((name, NodeObject { uid: object.metadata.uid?, addresses, unavailable }))
+    Some((name, NodeObject { uid: object.metadata.uid?, addresses, shown_subnet, unavailable }))
 }
 
 /// An agent's pod by its name: its node, and whether it is ready.

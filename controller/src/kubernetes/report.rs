@@ -1,5 +1,5 @@
-//! What the leader decided, written where users of Kubernetes look: annotations and Events of Namespaces, the condition
-//! of Nodes, the epoch in a `ConfigMap`.
+//! What the leader decided, written where users of Kubernetes look: annotations and Events of Namespaces, condition and
+//! subnets of Nodes, the epoch in a `ConfigMap`. Numbers and subnets are read there again when a restored etcd lacks them.
 //!
 //! Level-triggered: what Kubernetes shows is compared with what it should show, and the difference is written, one
 //! thing after another. Promises: nothing is written but what differs; nothing while another leads; at most one write
@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use bulkhead_core::annotation::{NETWORK_STATUS, VNI};
+use bulkhead_core::annotation::{NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::memory::{self, Memory};
 use super::read::NETWORK_UNAVAILABLE;
 use crate::objects::{Condition, Objects};
-use crate::plan::{Kind, Status};
+use crate::plan::{Kind, Shown, Status};
 
 /// The least time between two writes.
 pub const PACE: Duration = Duration::from_millis(25);
@@ -56,6 +56,8 @@ pub struct Report {
     pub statuses: BTreeMap<Namespace, Status>,
     /// Nodes that have no subnet, and why.
     pub without_subnet: BTreeMap<NodeName, String>,
+    /// What Nodes show of their subnets.
+    pub subnets: BTreeMap<NodeName, Shown>,
     /// What of etcd is to be remembered, if the ledger can be read.
     pub memory: Option<Memory>,
 }
@@ -65,6 +67,7 @@ pub struct Report {
 enum Write {
     Namespace { name: Namespace, status: Status, reason: &'static str },
     Node { name: NodeName, uid: String, standing: Standing },
+    Subnet { name: NodeName, shown: Shown },
     Memory(Memory),
 }
 
@@ -117,6 +120,7 @@ struct Untold {
 enum Subject {
     Namespace(Namespace),
     Node(NodeName),
+    Subnet(NodeName),
     Memory,
 }
 
@@ -125,6 +129,7 @@ impl Write {
         match self {
             Self::Namespace { name, .. } => Subject::Namespace(name.clone()),
             Self::Node { name, .. } => Subject::Node(name.clone()),
+            Self::Subnet { name, .. } => Subject::Subnet(name.clone()),
             Self::Memory(_) => Subject::Memory,
         }
     }
@@ -161,6 +166,12 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
             if !node.unavailable.as_ref().is_some_and(|shown| standing.is_shown(shown)) {
                 writes.push(Write::Node { name: name.clone(), uid: node.uid.clone(), standing });
             }
+        }
+    }
+    for (name, shown) in &report.subnets {
+        let object = objects.nodes.get(name).filter(|object| object.uid == shown.uid);
+        if object.is_some_and(|object| object.shown_subnet.as_ref() != Some(&shown.text)) {
+            writes.push(Write::Subnet { name: name.clone(), shown: shown.clone() });
         }
     }
     for (name, status) in &report.statuses {
@@ -269,6 +280,7 @@ impl<'a> Reporter<'a> {
         match write {
             Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await,
             Write::Node { name, uid, standing } => self.node(name, uid, standing).await,
+            Write::Subnet { name, shown } => self.subnet(name, shown).await,
             Write::Memory(memory) => {
                 let api = Api::<ConfigMap>::namespaced(self.client.clone(), self.agent_namespace);
                 let patch = Patch::Apply(memory::manifest(memory));
@@ -307,6 +319,21 @@ impl<'a> Reporter<'a> {
         if matches!(standing, Standing::NoSubnet(_)) {
             self.queue(CLUSTER_EVENTS, node_event(name, uid, standing));
         }
+        Ok(())
+    }
+
+    async fn subnet(&self, name: &NodeName, shown: &Shown) -> Result<(), kube::Error> {
+        let api = Api::<Node>::all(self.client.clone());
+        let patch = json!({"metadata": {"uid": shown.uid, "annotations": {SUBNET: shown.text}}});
+        // By its status, for which the controller has a right already; the API server takes annotations there.
+        match api.patch_status(name.as_str(), &params(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => {
+                debug!(node = %name, %answer, "the node is another one by now");
+                return Ok(());
+            }
+            outcome => drop(outcome?),
+        }
+        info!(node = %name, subnets = shown.text, "shown in Kubernetes");
         Ok(())
     }
 
@@ -497,6 +524,24 @@ mod tests {
         ];
         let write = |(text, standing)| Write::Node { name: name(text), uid: String::new(), standing };
         assert_eq!(writes, expected.map(write));
+    }
+
+    #[test]
+    fn a_node_shows_its_subnets_and_no_other_node_does() {
+        let name = NodeName::new("n1").unwrap();
+        let shown = Shown { uid: "u".into(), text: "172.11.4.0/22".into() };
+        let report = Report { subnets: [(name.clone(), shown.clone())].into(), ..Report::default() };
+        let objects = |uid: &str, text: Option<&str>| {
+            let shown_subnet = text.map(ToOwned::to_owned);
+            let object = NodeObject { uid: uid.into(), shown_subnet, ..NodeObject::default() };
+            Objects { nodes: Arc::new([(name.clone(), object)].into()), ..Objects::default() }
+        };
+        let written = |objects: &Objects| differences(&report, objects, None, Instant::now());
+        for text in [None, Some("172.11.8.0/22")] {
+            assert_eq!(written(&objects("u", text)), [Write::Subnet { name: name.clone(), shown: shown.clone() }]);
+        }
+        assert_eq!(written(&objects("u", Some("172.11.4.0/22"))), []);
+        assert_eq!(written(&objects("other", None)), []);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,12 +6,13 @@
 
 use bulkhead_core::ledger::to_json;
 use bulkhead_core::record::{NetNamespaceRecord, Record};
-use bulkhead_core::{Namespace, Tenant};
+use bulkhead_core::{Namespace, NetId, Tenant, Vni};
 
 use super::Policy;
 use super::mirror::NOTICE;
 use super::note::Note;
 use super::numbers::Draft;
+use super::shown;
 use super::step::Step;
 use crate::source::{self, Unborn, Wish};
 use crate::state::{Held, Mail, State};
@@ -74,9 +75,10 @@ pub(super) fn births(state: &State, policy: &Policy) -> Option<Step> {
         return None;
     }
     let mut draft = Draft::new(state)?;
+    let shown = shown::vnis(state, &draft.numbers);
     let mut step = Step::default();
     for newborn in unborn {
-        let item = match birth(state, policy, &mut draft, &newborn) {
+        let item = match birth(state, policy, &mut draft, &newborn, shown.get(newborn.name).copied()) {
             Ok(item) => Some(item),
             Err(reason) => newborn.record.and_then(|held| refuse(state, newborn.name, held, &reason)),
         };
@@ -100,9 +102,19 @@ pub(super) fn strays(state: &State) -> Option<Step> {
     step.some()
 }
 
-/// The tenant that a namespace becomes, and why it is not what its record asks for.
-fn conceive(policy: &Policy, draft: &mut Draft, newborn: &Unborn) -> Result<(Tenant, Option<String>), String> {
-    let mut give = |wish: Wish, uid| {
+/// The tenant that a namespace becomes, and why it is not what its record asks for. `shown` is the VNI that it had in a
+/// ledger that is lost.
+fn conceive(
+    policy: &Policy,
+    draft: &mut Draft,
+    newborn: &Unborn,
+    shown: Option<Vni>,
+) -> Result<(Tenant, Option<String>), String> {
+    let mut give = |wish: Wish, uid: Option<String>| {
+        let own = shown.filter(|_| wish.net_id.is_none_or(NetId::is_global));
+        if let Some(Ok(tenant)) = own.map(|vni| draft.tenants.rebirth(vni, wish.net_id.is_some(), uid.clone())) {
+            return Ok(tenant);
+        }
         let tenant = draft.tenants.birth(wish.net_id, uid, &mut draft.numbers);
         tenant.map_err(|error| error.to_string())
     };
@@ -124,8 +136,14 @@ fn conceive(policy: &Policy, draft: &mut Draft, newborn: &Unborn) -> Result<(Ten
     }
 }
 
-fn birth(state: &State, policy: &Policy, draft: &mut Draft, newborn: &Unborn) -> Result<Step, String> {
-    let (tenant, bad) = conceive(policy, draft, newborn)?;
+fn birth(
+    state: &State,
+    policy: &Policy,
+    draft: &mut Draft,
+    newborn: &Unborn,
+    shown: Option<Vni>,
+) -> Result<Step, String> {
+    let (tenant, bad) = conceive(policy, draft, newborn, shown)?;
     let namespace = newborn.name;
     draft.tenants.insert(namespace.clone(), tenant.clone());
     let keys = state.keys();

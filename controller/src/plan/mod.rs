@@ -17,6 +17,7 @@ mod note;
 mod numbers;
 mod restore;
 mod seats;
+mod shown;
 mod status;
 mod step;
 
@@ -41,6 +42,8 @@ mod scenes;
 #[cfg(test)]
 mod seat_tests;
 #[cfg(test)]
+mod shown_tests;
+#[cfg(test)]
 mod status_tests;
 #[cfg(test)]
 mod tenant_tests;
@@ -52,6 +55,7 @@ use bulkhead_core::{Namespace, NodeName};
 pub use complaint::{Complaint, complaints};
 pub use mirror::NOTICE;
 pub use note::Note;
+pub use shown::{Shown, subnets};
 pub use status::{Kind, Status, statuses};
 pub use step::{MAX_BYTES, MAX_COMPARES, MAX_WRITES, Step};
 
@@ -81,7 +85,12 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     if let Some(step) = lost::step(state) {
         return Some(step);
     }
-    if let Some(step) = restore::step(state).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state)) {
+    if restore::waits(state) {
+        return None;
+    }
+    if let Some(step) =
+        restore::step(state, policy).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state))
+    {
         return Some(step);
     }
     // Without a readable ledger entry of the cluster nothing else can be right.

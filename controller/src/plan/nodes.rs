@@ -18,10 +18,12 @@ use super::mirror::node_record;
 use super::note::Note;
 use super::numbers::Draft;
 use super::seats::{self, Seats};
+use super::shown;
 use super::step::Step;
 use crate::state::{Held, Mail, State};
 
 /// What a valid record asks for.
+#[derive(Clone)]
 pub(super) struct Ask {
     pub(super) address: IpAddr,
     pub(super) host: NodeName,
@@ -227,7 +229,7 @@ fn parse_list(text: &str) -> Result<Vec<IpNetwork>, String> {
     parts.map(|part| parse_network(part).map_err(|error| format!("Subnet: {error}"))).collect()
 }
 
-fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubnets, String> {
+pub(super) fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubnets, String> {
     let subnets = NodeSubnets::try_from(parse_list(text)?).map_err(|error| format!("Subnet: {error}"))?;
     networks.block_of(subnets).map_err(|error| format!("Subnet: {error}"))?;
     Ok(subnets)
@@ -237,8 +239,10 @@ fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubnets, String>
 pub(super) struct Blocks<'a> {
     networks: &'a Networks,
     taken: BTreeMap<u32, IpAddr>,
-    /// Ranges that records name which the ledger does not have: whoever uses them by mistake must not get a neighbour.
+    /// Ranges that records name or Nodes show which the ledger does not have: whoever uses them must not get a neighbour.
     claimed: BTreeSet<u32>,
+    /// What one Node alone shows.
+    shown: BTreeMap<NodeName, u32>,
     /// By turn: block, last segment of the key, revision.
     released: BTreeMap<(u64, u32), (String, i64)>,
     /// Every block before it is taken, claimed or was used once.
@@ -263,15 +267,23 @@ impl<'a> Blocks<'a> {
             (first == last).then_some(first)
         };
         let records = waiting.iter().filter_map(|(_, held)| held.value.record());
-        let claimed =
+        let mut claimed: BTreeSet<u32> =
             records.filter_map(|record| parse_list(&record.subnet).ok()).flatten().filter_map(block).collect();
+        let (shown, all) = shown::blocks(state, networks, &claimed);
+        claimed.extend(all);
         let mut released = BTreeMap::new();
         for (segment, held) in &state.released {
             let Some((subnet, turn)) = held.value else { continue };
             let Ok(block) = networks.v4().block_of(subnet) else { continue };
             released.insert((turn, block), (segment.clone(), held.revision));
         }
-        Some(Self { networks, taken, claimed, released, next: 0 })
+        Some(Self { networks, taken, claimed, shown, released, next: 0 })
+    }
+
+    /// The subnets that a Node shows, if nobody else has, names or shows them.
+    pub(super) fn shown(&self, host: &NodeName) -> Option<NodeSubnets> {
+        let block = self.shown.get(host).filter(|block| !self.taken.contains_key(block))?;
+        self.networks.node_subnets(*block)
     }
 
     /// The subnets that an ask gets, and the key of the queue that it takes them from.
@@ -291,7 +303,7 @@ impl<'a> Blocks<'a> {
                 let all = self.networks.blocks();
                 let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
                 format!(
-                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused); remove nodes that are gone (bulkhead node remove)"
+                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove)"
                 )
             })?,
         };

@@ -3,10 +3,14 @@
 //! Asked for by a record (`bulkhead restore`), or owed because this process saw etcd's history break. Either is one
 //! transaction; the record is gone with it, so it is done once. The record may name an epoch that agents have seen: the
 //! new one exceeds that, too. Numbers that are not there yet jump when the import makes them: by the epoch.
+//!
+//! With Kubernetes, the same transaction takes up what its objects show and the ledger lacks, as far as it fits: agents obey
+//! the new epoch at once, and are to find there whoever lives.
 
 use bulkhead_core::ledger::{ClusterEntry, to_json};
 use bulkhead_core::record::{Record, RestoreRecord};
 
+use super::Policy;
 use super::note::Note;
 use super::step::Step;
 use crate::state::{Mail, State};
@@ -15,6 +19,11 @@ const NO_LEDGER: &str = "there is no ledger yet: it waits until the cluster's co
 
 /// Epochs rise by one at each restore: what is asked for from here on is a slip of the pen, and would use up the epochs.
 const MAX_ABOVE: u64 = 1 << 32;
+
+/// How many steps at the most are taken into the one that raises the epoch: more than fit.
+const MOST_TAKEN_UP: i64 = 64;
+/// Revisions that etcd never has.
+const BEYOND: i64 = 1 << 60;
 
 /// Whether the epoch has to rise.
 pub(super) fn is_due(state: &State) -> bool {
@@ -55,9 +64,33 @@ fn blocked(state: &State) -> Option<String> {
     }
 }
 
+/// Whether it is due and has to wait until Kubernetes was listed.
+pub(super) fn waits(state: &State) -> bool {
+    is_due(state) && state.source.is_kubernetes() && state.source.objects().is_none()
+}
+
 /// The transaction, if it is due and can be.
-pub(super) fn step(state: &State) -> Option<Step> {
-    if !is_due(state) || blocked(state).is_some() {
+pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
+    let mut step = rise(state)?;
+    if state.source.is_kubernetes() {
+        let mut ahead = state.clone();
+        ahead.serve_named_only(true);
+        let mut later = step.clone();
+        for number in 0..MOST_TAKEN_UP {
+            // A revision beyond all: nothing of it is compared, for the step compares what its parts were read as.
+            ahead.committed(later.writes(), BEYOND + number);
+            match super::next(&ahead, policy) {
+                Some(next) if step.absorb(&next) => later = next,
+                _ => break,
+            }
+        }
+    }
+    Some(step)
+}
+
+/// The rise alone.
+fn rise(state: &State) -> Option<Step> {
+    if !is_due(state) || blocked(state).is_some() || waits(state) {
         return None;
     }
     let held = state.cluster.as_ref()?;

@@ -77,10 +77,14 @@ impl Scene {
         self.outside(|objects| drop(Arc::make_mut(&mut objects.namespaces).remove(&ns(name))));
     }
 
-    /// Kubernetes has this Node.
+    /// Kubernetes has this Node without annotations.
     pub(super) fn node(&mut self, host: &str, uid: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        let object = NodeObject { uid: uid.to_owned(), addresses, unavailable: None };
+        self.node_object(host, NodeObject { uid: uid.to_owned(), addresses, ..NodeObject::default() });
+    }
+
+    /// Kubernetes has this Node.
+    pub(super) fn node_object(&mut self, host: &str, object: NodeObject) {
         let host = NodeName::new(host).unwrap();
         self.outside(|objects| drop(Arc::make_mut(&mut objects.nodes).insert(host, object)));
     }

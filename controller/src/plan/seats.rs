@@ -3,7 +3,8 @@
 //! A Node's first internal address is its seat: the key of its entry. The name says who it is, so an entry of the same
 //! name elsewhere moves here, with its subnet, in one transaction; nodes that swap addresses swap in one. An entry that
 //! stands under the address already is of the same machine, whatever its name was. Entries without a UID that no Node
-//! claims are machines outside Kubernetes: theirs is the mailbox alone.
+//! claims are machines outside Kubernetes: theirs is the mailbox alone. A Node without an entry that shows a subnet had it
+//! in a ledger that is lost: see [`shown`](super::shown).
 //!
 //! A Node's further addresses are its kubelet's word alone, and pods' packets follow them. So one that cannot be a host's, or
 //! is another's, is left out; what two claim stays with the one that has it.
@@ -20,6 +21,7 @@ use super::mirror::node_record;
 use super::nodes::{self, Ask, Blocks};
 use super::note::Note;
 use super::numbers::Draft;
+use super::shown;
 use super::step::Step;
 use crate::objects::{NodeObject, Objects, Source};
 use crate::state::State;
@@ -32,6 +34,11 @@ pub(super) struct Seats<'a> {
     taken: BTreeMap<&'a NodeName, IpAddr>,
     /// Where entries of a name are, and whether each has a UID.
     by_host: BTreeMap<&'a NodeName, Vec<(IpAddr, bool)>>,
+    /// Entries older than what living Nodes show: of a Node that was made anew with another subnet since, or of one that is
+    /// no more and whose subnet is another's by now. None but for a minute behind a restore.
+    outdated: BTreeSet<IpAddr>,
+    /// The Nodes that wait for the release of these.
+    waiting: BTreeSet<&'a NodeName>,
     /// Nodes that can have none, and why.
     pub(super) problems: BTreeMap<&'a NodeName, String>,
     /// Whose an address is that anybody claims.
@@ -130,7 +137,55 @@ impl<'a> Seats<'a> {
             by_host.entry(&node.host).or_default().push((address, node.uid.is_some()));
         }
         let owners = owners(state, objects, &taken);
-        Some(Self { state, objects, taken, by_host, problems, owners })
+        let mut seats = Self {
+            state,
+            objects,
+            taken,
+            by_host,
+            outdated: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            problems,
+            owners,
+        };
+        seats.compare_with_shown(networks);
+        Some(seats)
+    }
+
+    /// Finds what is outdated, and who waits for that: behind a restore only.
+    fn compare_with_shown(&mut self, networks: &Networks) {
+        if !self.state.named_only {
+            return;
+        }
+        let shown = shown::blocks(self.state, networks, &BTreeSet::new()).0;
+        let block_of = |node: &NodeEntry| networks.block_of(node.subnets).ok();
+        let made_anew = |node: &NodeEntry| {
+            let object = self.objects.nodes.get(&node.host).filter(|object| node.uid.as_ref() != Some(&object.uid));
+            object.is_some() && shown.get(&node.host).is_some_and(|block| Some(*block) != block_of(node))
+        };
+        let tied = || self.state.nodes().filter(|(_, node)| node.uid.is_some());
+        let anew: BTreeSet<IpAddr> = tied().filter(|(_, node)| made_anew(node)).map(|(address, _)| address).collect();
+        let without = |host: &NodeName| {
+            self.by_host.get(host).is_none_or(|entries| entries.iter().all(|(address, _)| anew.contains(address)))
+        };
+        let mut outdated = anew.clone();
+        let mut waiting = BTreeSet::new();
+        for (address, node) in tied() {
+            let object = self.objects.nodes.get_key_value(&node.host);
+            if anew.contains(&address) {
+                waiting.extend(object.map(|(host, _)| host));
+            } else if object.is_none_or(|(_, object)| node.uid.as_ref() != Some(&object.uid)) {
+                // Under the newcomer's own address it is the same machine, which keeps it in one transaction.
+                let newcomer = shown.iter().find(|(host, block)| {
+                    block_of(node) == Some(**block) && without(host) && self.taken.get(*host) != Some(&address)
+                });
+                let newcomer = newcomer.and_then(|(host, _)| self.objects.nodes.get_key_value(host));
+                if let Some((host, _)) = newcomer {
+                    outdated.insert(address);
+                    waiting.extend([Some(host), object.map(|(host, _)| host)].into_iter().flatten());
+                }
+            }
+        }
+        (self.outdated, self.waiting) = (outdated, waiting);
     }
 
     /// Whether this Node's address is believed, or why not.
@@ -159,6 +214,9 @@ impl<'a> Seats<'a> {
         if node.uid.is_none() {
             return false;
         }
+        if self.outdated.contains(&address) {
+            return true;
+        }
         match self.taken.get(&node.host) {
             Some(seat) => *seat != address && entry(self.state, *seat).is_some_and(|entry| entry.host == node.host),
             None => !self.objects.nodes.contains_key(&node.host) && self.state.overdue.contains(&address),
@@ -169,6 +227,9 @@ impl<'a> Seats<'a> {
         let mut changes = Vec::new();
         for (&host, &address) in &self.taken {
             let Some(object) = self.objects.nodes.get(host) else { continue };
+            if self.waiting.contains(host) {
+                continue;
+            }
             let from = self.current(host, address);
             let addresses = self.addresses(host, object, networks);
             let settled = entry(self.state, address).is_some_and(|entry| {
@@ -278,7 +339,9 @@ fn seat(
         } else {
             let asked = held.and_then(|held| nodes::ask(&change.address.to_string(), &held.value, networks).ok());
             let wish = Ask { address: change.address, host: change.host.clone(), subnets: None };
-            let named = asked.filter(|ask| ask.subnets.is_some()).and_then(|ask| blocks.give(&ask).ok());
+            let asked = asked.filter(|ask| ask.subnets.is_some());
+            let shown = blocks.shown(change.host).map(|subnets| Ask { subnets: Some(subnets), ..wish.clone() });
+            let named = [shown, asked].into_iter().flatten().find_map(|ask| blocks.give(&ask).ok());
             adopted = named.is_some();
             let (subnets, reused) = named.or_else(|| blocks.give(&wish).ok())?;
             if let Some((segment, revision)) = reused {

@@ -1,0 +1,338 @@
+//! Behind a restore of etcd: namespaces and nodes that are younger than the snapshot keep what their objects show.
+
+use std::sync::Arc;
+
+use bulkhead_core::annotation::Network;
+use bulkhead_core::number::JUMP;
+use bulkhead_core::record::{ConfigRecord, Record};
+use bulkhead_store::Entry;
+use proptest::prelude::*;
+
+use super::scenes::{Scene, ns};
+use super::{Policy, statuses, subnets};
+use crate::objects::{NamespaceObject, NodeObject, Objects};
+
+/// Four subnets.
+const SMALL: &str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/28","HostSubnetLength":2,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
+
+/// An empty cluster of Kubernetes.
+async fn cluster() -> Scene {
+    cluster_of(ConfigRecord::EXAMPLE).await
+}
+
+async fn cluster_of(config: &str) -> Scene {
+    let mut scene = Scene::with_config(config).await.with_kubernetes();
+    scene.appears("kube-system", "u-kube-system");
+    scene.settle().await;
+    scene
+}
+
+fn objects(scene: &Scene) -> Objects {
+    scene.state.source().objects().cloned().unwrap_or_default()
+}
+
+/// Settles, and writes into the objects what the controller would.
+async fn settle(scene: &mut Scene) {
+    scene.settle().await;
+    let mut objects = objects(scene);
+    for (name, status) in statuses(&scene.state, &Policy::default()) {
+        if let Some(object) = Arc::make_mut(&mut objects.namespaces).get_mut(&name) {
+            object.shown_vni = Some(status.vni);
+        }
+    }
+    for (name, shown) in subnets(&scene.state) {
+        if let Some(object) = Arc::make_mut(&mut objects.nodes).get_mut(&name) {
+            object.shown_subnet = Some(shown.text);
+        }
+    }
+    scene.state.observe(objects);
+    scene.settle().await;
+}
+
+async fn snapshot(scene: &Scene) -> Vec<Entry> {
+    scene.store.list("/").await.unwrap().entries
+}
+
+/// An etcd with this snapshot under the same Kubernetes, its epoch to exceed `owed`.
+async fn restored(entries: &[Entry], objects: Objects, owed: Option<u64>) -> Scene {
+    let mut scene = Scene::empty().await.with_kubernetes();
+    for entry in entries {
+        scene.write(&entry.key, std::str::from_utf8(&entry.value).unwrap()).await;
+    }
+    scene.state.owe(owed, owed.unwrap_or(0));
+    scene.state.observe(objects);
+    scene
+}
+
+fn vni(scene: &Scene, name: &str) -> u32 {
+    scene.numbers(name).unwrap().0
+}
+
+fn subnet(scene: &Scene, host: &str) -> String {
+    let node = scene.state.nodes().find(|(_, node)| node.host.as_str() == host);
+    node.map(|(_, node)| node.subnets.v4().unwrap().to_string()).unwrap_or_default()
+}
+
+fn shows_vni(uid: &str, vni: &str) -> NamespaceObject {
+    NamespaceObject { uid: uid.to_owned(), shown_vni: Some(vni.to_owned()), ..NamespaceObject::default() }
+}
+
+fn shows_subnet(uid: &str, address: &str, subnet: &str) -> NodeObject {
+    let addresses = vec![address.parse().unwrap()];
+    NodeObject { uid: uid.to_owned(), addresses, shown_subnet: Some(subnet.to_owned()), ..NodeObject::default() }
+}
+
+#[tokio::test]
+async fn who_is_younger_than_the_snapshot_keeps_number_and_subnet() {
+    let mut scene = cluster().await;
+    scene.appears("old", "u1");
+    scene.node("n1", "u-n1", &["10.0.0.1"]);
+    settle(&mut scene).await;
+    let before = snapshot(&scene).await;
+    for name in ["young", "guest"] {
+        scene.appears(name, &format!("u-{name}"));
+        settle(&mut scene).await;
+    }
+    let global = NamespaceObject { uid: "u-open".into(), network: Some(Ok(Network::Global)), ..Default::default() };
+    scene.object("open", global);
+    // Its number is not behind the one of its elder, but of one that is gone.
+    scene.appears("gone", "u-gone");
+    scene.node("n2", "u-n2", &["10.0.0.2"]);
+    settle(&mut scene).await;
+    scene.node("n3", "u-n3", &["10.0.0.3"]);
+    settle(&mut scene).await;
+    scene.vanishes("gone");
+    scene.appears("late", "u-late");
+    scene.object("guest", {
+        let guest = objects(&scene).namespaces[&ns("guest")].clone();
+        NamespaceObject { network: Some(Ok(Network::Join(ns("young")))), ..guest }
+    });
+    settle(&mut scene).await;
+    // Born while nothing is written to Kubernetes: nobody knows its number any more.
+    scene.appears("unseen", "u-unseen");
+    scene.node("n4", "u-n4", &["10.0.0.4"]);
+    scene.settle().await;
+    let names = ["kube-system", "old", "young", "guest", "open", "late"];
+    let numbers = names.map(|name| scene.numbers(name));
+    let hosts = ["n1", "n2", "n3"];
+    let blocks = hosts.map(|host| subnet(&scene, host));
+
+    let mut scene = restored(&before, objects(&scene), Some(1)).await;
+    // Agents obey the new epoch at once: it comes with all who live.
+    let step = scene.next().unwrap();
+    assert!(scene.carry_out(&step).await);
+    assert_eq!(scene.state.epoch(), Some(2));
+    assert_eq!(names.map(|name| scene.numbers(name)), numbers);
+    assert_eq!(hosts.map(|host| subnet(&scene, host)), blocks);
+    settle(&mut scene).await;
+    assert_eq!(names.map(|name| scene.numbers(name)), numbers);
+    assert_eq!(hosts.map(|host| subnet(&scene, host)), blocks);
+    assert!(vni(&scene, "unseen") > JUMP, "a number that nobody may have");
+    assert!(!blocks.contains(&subnet(&scene, "n4")));
+    scene.appears("next", "u-next");
+    scene.node("n5", "u-n5", &["10.0.0.5"]);
+    settle(&mut scene).await;
+    assert!(vni(&scene, "next") > JUMP);
+    assert!(!blocks.contains(&subnet(&scene, "n5")) && subnet(&scene, "n5") != subnet(&scene, "n4"));
+}
+
+#[tokio::test]
+async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_served() {
+    let mut scene = cluster().await;
+    let shown = objects(&scene);
+    scene.state = crate::state::State::new(scene.keys.clone()).with_kubernetes();
+    scene.look().await;
+    scene.state.owe(Some(1), 1);
+    scene.asks("lb", "10.0.0.9").await;
+    assert_eq!(scene.settle().await, 0);
+    scene.state.observe(shown);
+    scene.settle().await;
+    assert_eq!(scene.state.epoch(), Some(2));
+    assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.0.0/22");
+}
+
+/// More than one transaction takes: the first ones come with the epoch, the others behind it, and nobody renumbers.
+#[tokio::test]
+async fn hundreds_keep_their_numbers() {
+    let mut scene = cluster().await;
+    let before = snapshot(&scene).await;
+    for number in 0..300 {
+        scene.appears(&format!("n{number}"), &format!("u{number}"));
+    }
+    settle(&mut scene).await;
+    let had = scene.state.tenants().clone();
+    let mut scene = restored(&before, objects(&scene), Some(1)).await;
+    assert!(scene.settle().await <= 8);
+    assert_eq!(*scene.state.tenants(), had);
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_lost_wholly_is_made_anew_from_what_is_shown() {
+    let mut scene = cluster().await;
+    for name in ["a", "b"] {
+        scene.appears(name, &format!("u-{name}"));
+        scene.node(&format!("n{name}"), &format!("un-{name}"), &[if name == "a" { "10.0.0.1" } else { "10.0.0.2" }]);
+        settle(&mut scene).await;
+    }
+    // The second one is listed first now: without its annotation it would get the first subnet.
+    scene.node_leaves("na");
+    let numbers = ["a", "b"].map(|name| scene.numbers(name));
+    let block = subnet(&scene, "nb");
+    let mut scene = restored(&[], objects(&scene), Some(1)).await;
+    settle(&mut scene).await;
+    assert_eq!(["a", "b"].map(|name| scene.numbers(name)), numbers);
+    assert_eq!(subnet(&scene, "nb"), block);
+}
+
+#[tokio::test]
+async fn a_number_is_believed_behind_a_restore_only_and_only_if_it_was_passed_by() {
+    let mut scene = cluster().await;
+    scene.object("copied", shows_vni("u", "4711"));
+    settle(&mut scene).await;
+    assert_eq!(vni(&scene, "copied"), 11, "nothing was lost");
+    scene.state.owe(Some(1), 1);
+    scene.settle().await;
+    for (name, shown) in
+        [("low", "10"), ("own", "11"), ("far", "16000000"), ("bad", "x"), ("zero", "0"), ("wide", "99999999999")]
+    {
+        scene.object(name, shows_vni("u", shown));
+        scene.settle().await;
+        assert!(vni(&scene, name) > JUMP && vni(&scene, name) < 2 * JUMP, "{name}");
+    }
+    scene.object("right", shows_vni("u", "4711"));
+    scene.settle().await;
+    assert_eq!(vni(&scene, "right"), 4711);
+}
+
+#[tokio::test]
+async fn what_two_objects_show_is_given_to_neither() {
+    let mut scene = cluster().await;
+    let shown = [("a", "100"), ("b", "100"), ("c", "200")];
+    for (name, number) in shown {
+        scene.object(name, shows_vni(&format!("u-{name}"), number));
+    }
+    for (host, address, subnet) in [
+        ("n1", "10.0.0.1", "172.11.8.0/22"),
+        ("n2", "10.0.0.2", "172.11.8.0/22"),
+        ("n3", "10.0.0.3", "172.11.0.0/22"),
+        ("n4", "10.0.0.4", "172.11.4.0/23"),
+        ("n5", "10.0.0.5", "10.64.0.0/22"),
+    ] {
+        scene.node_object(host, shows_subnet(&format!("u-{host}"), address, subnet));
+    }
+    scene.state.owe(Some(1), 1);
+    scene.settle().await;
+    assert!(vni(&scene, "a") > JUMP && vni(&scene, "b") > JUMP && vni(&scene, "c") == 200);
+    assert_eq!(subnet(&scene, "n3"), "172.11.0.0/22");
+    for host in ["n1", "n2", "n4", "n5"] {
+        assert!(!["", "172.11.8.0/22", "172.11.0.0/22"].contains(&subnet(&scene, host).as_str()), "{host}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_has_in_the_ledger_is_not_given_to_who_shows_it() {
+    let mut scene = cluster().await;
+    scene.node("n1", "u1", &["10.0.0.1"]);
+    settle(&mut scene).await;
+    let taken = subnet(&scene, "n1");
+    scene.node_object("n2", shows_subnet("u2", "10.0.0.2", &taken));
+    scene.settle().await;
+    assert_eq!(subnet(&scene, "n1"), taken);
+    assert_eq!(subnet(&scene, "n2"), "172.11.4.0/22");
+    // Nor does who has a subnet get another by showing it, be it free.
+    let mut forged = objects(&scene);
+    let host = bulkhead_core::NodeName::new("n2").unwrap();
+    Arc::make_mut(&mut forged.nodes).get_mut(&host).unwrap().shown_subnet = Some("172.11.40.0/22".into());
+    scene.state.observe(forged);
+    assert_eq!(scene.settle().await, 0);
+    // What a machine outside Kubernetes asks for by its record is its own.
+    scene.subnet("10.0.0.7", r#"{"Host":"lb","HostIP":"10.0.0.7","Subnet":"172.11.80.0/22","Assign":true}"#).await;
+    scene.node_object("n3", shows_subnet("u3", "10.0.0.3", "172.11.80.0/22"));
+    scene.settle().await;
+    assert_eq!(scene.read_subnet("10.0.0.7").await.subnet, "172.11.80.0/22");
+    assert_eq!(subnet(&scene, "n3"), "172.11.8.0/22");
+}
+
+#[tokio::test]
+async fn a_node_made_anew_since_the_snapshot_keeps_the_subnet_that_it_has_now() {
+    let mut scene = cluster().await;
+    scene.node("n1", "u-first", &["10.0.0.1"]);
+    settle(&mut scene).await;
+    let before = snapshot(&scene).await;
+    scene.node_leaves("n1");
+    scene.state.expire(["10.0.0.1".parse().unwrap()].into());
+    settle(&mut scene).await;
+    scene.state.expire([].into());
+    scene.node("n1", "u-second", &["10.0.0.1"]);
+    settle(&mut scene).await;
+    assert_eq!(subnet(&scene, "n1"), "172.11.4.0/22");
+    let mut scene = restored(&before, objects(&scene), Some(1)).await;
+    settle(&mut scene).await;
+    assert_eq!(subnet(&scene, "n1"), "172.11.4.0/22");
+    scene.node("n2", "u2", &["10.0.0.2"]);
+    settle(&mut scene).await;
+    assert_eq!(subnet(&scene, "n2"), "172.11.8.0/22", "the one of before rests");
+}
+
+/// What happens to a cluster in Kubernetes.
+#[derive(Debug, Clone)]
+enum Event {
+    Born(u8),
+    Gone(u8),
+    Joined(u8),
+    Left(u8),
+    Snapshot,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..12u8).prop_map(Event::Born),
+        2 => (0..12u8).prop_map(Event::Gone),
+        4 => (0..8u8).prop_map(Event::Joined),
+        2 => (0..8u8).prop_map(Event::Left),
+        1 => Just(Event::Snapshot),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever happened since the snapshot: behind the restore everybody who lives has what they had.
+    #[test]
+    fn nobody_renumbers(events in prop::collection::vec(event(), 1..40), small: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut scene = cluster_of(if small { SMALL } else { ConfigRecord::EXAMPLE }).await;
+            let mut before = snapshot(&scene).await;
+            for (number, event) in events.into_iter().enumerate() {
+                match event {
+                    Event::Born(name) if scene.numbers(&format!("ns{name}")).is_none() => {
+                        scene.appears(&format!("ns{name}"), &format!("u{number}"));
+                    }
+                    Event::Gone(name) => scene.vanishes(&format!("ns{name}")),
+                    Event::Joined(host) if subnet(&scene, &format!("n{host}")).is_empty() => {
+                        scene.node(&format!("n{host}"), &format!("u{number}"), &[&format!("10.0.0.{}", host + 1)]);
+                    }
+                    Event::Left(host) => {
+                        scene.node_leaves(&format!("n{host}"));
+                        scene.state.expire([format!("10.0.0.{}", host + 1).parse().unwrap()].into());
+                    }
+                    Event::Snapshot => before = snapshot(&scene).await,
+                    Event::Born(_) | Event::Joined(_) => {}
+                }
+                settle(&mut scene).await;
+                scene.state.expire([].into());
+            }
+            let had: Vec<_> = scene.state.tenants().iter().map(|(name, tenant)| (name.clone(), tenant.clone())).collect();
+            let nodes: Vec<_> = scene.state.nodes().map(|(address, node)| (address, node.clone())).collect();
+            let mut after = restored(&before, objects(&scene), Some(1)).await;
+            settle(&mut after).await;
+            let has: Vec<_> = after.state.tenants().iter().map(|(name, tenant)| (name.clone(), tenant.clone())).collect();
+            assert_eq!(has, had);
+            for (address, node) in nodes {
+                let entry = after.state.nodes().find(|(there, _)| *there == address).map(|(_, entry)| entry.clone());
+                assert_eq!(entry, Some(node));
+            }
+        });
+    }
+}
