@@ -22,6 +22,7 @@ pub struct Pod {
     kubectl: Kubectl,
     namespace: String,
     name: String,
+    uid: String,
     address: IpAddr,
 }
 
@@ -43,7 +44,18 @@ impl Pod {
         let pod = kubectl.json(&["-n", namespace, "get", "pod", name])?;
         let address = pod["status"]["podIP"].as_str().and_then(|text| text.parse().ok());
         let address = address.ok_or_else(|| refused("it has no address".into()))?;
-        Ok(Self { kubectl: kubectl.clone(), namespace: namespace.to_owned(), name: name.to_owned(), address })
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        Ok(Self { kubectl: kubectl.clone(), namespace: namespace.to_owned(), name: name.to_owned(), uid, address })
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The UID of its object.
+    pub fn uid(&self) -> &str {
+        &self.uid
     }
 
     /// Its address.
