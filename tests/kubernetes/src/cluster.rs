@@ -379,7 +379,22 @@ impl Cluster {
 
     /// Waits until every node is ready: a CNI configuration is there and the kubelet says so.
     pub fn await_nodes_ready(&self) -> Result<(), LabError> {
-        self.kubectl.wait("condition=Ready", &["nodes", "--all"], NODES_READY).map(drop)
+        let ready = self.kubectl.wait("condition=Ready", &["nodes", "--all"], NODES_READY);
+        ready.map(drop).map_err(|error| self.explain(&error))
+    }
+
+    /// An error with what the nodes that are not ready say.
+    fn explain(&self, error: &LabError) -> LabError {
+        let mut text = error.to_string();
+        for node in self.nodes() {
+            let condition = "jsonpath={.status.conditions[?(@.type=='Ready')]}";
+            let said = self.kubectl.run(&["get", "node", node.name(), "-o", condition]);
+            let said = said.unwrap_or_else(|error| error.to_string());
+            if !said.contains(r#""status":"True""#) {
+                text = format!("{text}\n{}: {said}\n{}", node.name(), node.log("kubelet", 40));
+            }
+        }
+        LabError::Broken(text)
     }
 
     /// Waits until a node is ready.

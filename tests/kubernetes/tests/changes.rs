@@ -63,7 +63,7 @@ impl Scene {
             ("kube-system", "open", "n1"),
         ];
         for (namespace, name, node) in wanted {
-            cluster.kubectl().apply(&pod::manifest(namespace, name, node))?;
+            pod::ask(cluster.kubectl(), namespace, name, node)?;
         }
         let endpoint = |namespace: &str, name: &str| -> Result<Endpoint, LabError> {
             endpoints::of_pod(&Pod::find(cluster.kubectl(), namespace, name)?)
@@ -258,7 +258,7 @@ fn namespaces_come_and_go(scene: &mut Scene) -> Result<(), LabError> {
     let mut guests = Vec::new();
     for (name, way, ..) in ways {
         cluster.kubectl().apply(&namespace(name, (way == Way::Annotation).then_some("join:a")))?;
-        cluster.kubectl().apply(&pod::manifest(name, "guest", "n2"))?;
+        pod::ask(cluster.kubectl(), name, "guest", "n2")?;
     }
     for (name, way, target, friend) in ways {
         let guest = endpoints::of_pod(&Pod::find(cluster.kubectl(), name, "guest")?)?;
@@ -290,7 +290,7 @@ fn namespaces_come_and_go(scene: &mut Scene) -> Result<(), LabError> {
     }
     for (name, ..) in ways {
         cluster.kubectl().apply(&namespace(name, None))?;
-        cluster.kubectl().apply(&pod::manifest(name, "guest", "n2"))?;
+        pod::ask(cluster.kubectl(), name, "guest", "n2")?;
     }
     for ((name, _, _, friend), old) in ways.into_iter().zip(old) {
         let guest = endpoints::of_pod(&Pod::find(cluster.kubectl(), name, "guest")?)?;
