@@ -145,7 +145,7 @@ fn collect(shared: &Shared, mut receive: impl FnMut() -> Option<u64>) -> Arrival
     }
 }
 
-/// Numbered packets, one each millisecond, each missed when it does not come.
+/// Numbered packets, one each millisecond unless said otherwise, each missed when it does not come.
 #[derive(Debug)]
 pub struct PacketFlow {
     name: String,
@@ -157,6 +157,11 @@ pub struct PacketFlow {
 impl PacketFlow {
     /// Pings an address; what counts is the round trip.
     pub fn ping(from: &Endpoint, to: Ipv4Addr) -> Result<Self, LabError> {
+        Self::ping_each(INTERVAL, from, to)
+    }
+
+    /// As [`Self::ping`] with another time between two packets.
+    pub fn ping_each(interval: Duration, from: &Endpoint, to: Ipv4Addr) -> Result<Self, LabError> {
         let shared = Arc::<Shared>::default();
         let id = fresh_id();
         let open = from.netns().run(move || Pinger::open(to, id))?;
@@ -173,7 +178,7 @@ impl PacketFlow {
                 })
             }
         });
-        let sender = thread::spawn(move || pace(&counts, INTERVAL, |number| pings.send(number, 12)));
+        let sender = thread::spawn(move || pace(&counts, interval, |number| pings.send(number, 12)));
         Ok(Self { name: format!("ping {from} -> {to}"), shared, sender: Some(sender), receiver: Some(receiver) })
     }
 

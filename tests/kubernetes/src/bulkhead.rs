@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bulkhead_tests::binaries::Binaries;
 use bulkhead_tests::error::{LabError, Tried};
+use bulkhead_tests::etcd::Etcd;
 use bulkhead_tests::wait;
 use serde_json::json;
 
@@ -68,6 +69,21 @@ pub fn agent_on(cluster: &Cluster, node: &str) -> Result<String, LabError> {
     wait::until_or(&format!("the agent's pod on {node}"), ROLLED_OUT, || {
         cluster.kubectl().run(&name).map_err(|error| error.to_string())
     })
+}
+
+/// As [`install`], with an etcd that nobody else uses: it and the API server can be away one without the other.
+pub fn install_with_own_etcd(cluster: &Cluster) -> Result<Etcd, LabError> {
+    let etcd = cluster.start_another_etcd()?;
+    install(cluster, &[&format!("etcd.external.endpoints={{{}}}", etcd.endpoints())])?;
+    Ok(etcd)
+}
+
+/// How often the agent on a node was started again.
+pub fn agent_restarts(cluster: &Cluster, node: &str) -> Result<u64, LabError> {
+    let of_node = format!("spec.nodeName={node}");
+    let select = ["-l", "app.kubernetes.io/component=agent", "--field-selector", &of_node];
+    let pods = cluster.kubectl().json(&[&["-n", NAMESPACE, "get", "pods"][..], &select].concat())?;
+    Ok(pods["items"][0]["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default())
 }
 
 /// The image with this tree's binaries, as an archive.

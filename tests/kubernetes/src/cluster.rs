@@ -108,7 +108,7 @@ impl ClusterBuilder {
         fs::create_dir_all(&spaces).tried(|| format!("create {}", spaces.display()))?;
         let underlay = Underlay::build(claim.id(), &spaces, None)?;
         let authority = Authority::new("bulkhead-lab")?;
-        let etcd = start_etcd(&underlay, &authority, &dir)?;
+        let etcd = start_etcd(&underlay, &authority, &dir, 0)?;
         let api = underlay.address(CONTROL_ADDRESS);
         let admin = dir.join("admin.conf");
         let subject = Subject::client("kubernetes-admin", Some("system:masters"));
@@ -136,9 +136,10 @@ impl ClusterBuilder {
     }
 }
 
-fn start_etcd(underlay: &Underlay, authority: &Authority, dir: &Path) -> Result<Etcd, LabError> {
+/// One at the infra machine's address of that number, its data and certificates in `dir`.
+fn start_etcd(underlay: &Underlay, authority: &Authority, dir: &Path, number: usize) -> Result<Etcd, LabError> {
     let pki = dir.join("etcd-pki");
-    let address = underlay.infra_addresses()[0];
+    let address = underlay.infra_addresses()[number];
     authority.credential().write(&pki, "ca")?;
     authority.issue(&Subject::server("etcd", &["etcd"], &[address.into()]))?.write(&pki, "server")?;
     authority.issue(&Subject::client("root", None))?.write(&pki, "root")?;
@@ -240,6 +241,13 @@ impl Cluster {
         self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Starts an etcd beside the API server's, for the same clients: one can be away without the other.
+    pub fn start_another_etcd(&self) -> Result<Etcd, LabError> {
+        let dir = self.dir().join("another");
+        fs::create_dir_all(&dir).tried(|| format!("create {}", dir.display()))?;
+        start_etcd(&self.underlay, &self.authority, &dir, 1)
+    }
+
     /// What a client of etcd shows; its certificate is for the user `bulkhead`, who is kept to [`BULKHEAD_PREFIX`].
     pub fn etcd_client(&self) -> EtcdClient {
         let pki = self.dir().join("etcd-pki");
@@ -279,13 +287,19 @@ impl Cluster {
     }
 
     fn build_node(&self, name: &str) -> Result<(), LabError> {
-        let refuse = |answer: &str| LabError::Refused { what: format!("add a node {name}"), answer: answer.to_owned() };
         let number = name.strip_prefix('n').and_then(|number| number.parse::<u8>().ok());
-        let last = match number {
-            _ if name == CONTROL => CONTROL_ADDRESS,
-            Some(number @ 1..=MAX_WORKERS) => FIRST_WORKER + number - 1,
-            _ => return Err(refuse(&format!("workers are n1 to n{MAX_WORKERS}"))),
-        };
+        match number {
+            _ if name == CONTROL => self.build_node_at(name, CONTROL_ADDRESS),
+            Some(number @ 1..=MAX_WORKERS) => self.build_node_at(name, FIRST_WORKER + number - 1),
+            _ => Err(LabError::Refused {
+                what: format!("add a node {name}"),
+                answer: format!("workers are n1 to n{MAX_WORKERS}"),
+            }),
+        }
+    }
+
+    /// Builds it at the underlay's address that ends so.
+    fn build_node_at(&self, name: &str, last: u8) -> Result<(), LabError> {
         let identity = Identity {
             name: name.to_owned(),
             address: self.underlay.address(last),
@@ -366,7 +380,22 @@ impl Cluster {
 
     /// Waits until every node is ready: a CNI configuration is there and the kubelet says so.
     pub fn await_nodes_ready(&self) -> Result<(), LabError> {
-        self.kubectl.wait("condition=Ready", &["nodes", "--all"], NODES_READY).map(drop)
+        let ready = self.kubectl.wait("condition=Ready", &["nodes", "--all"], NODES_READY);
+        ready.map(drop).map_err(|error| self.explain(&error))
+    }
+
+    /// An error with what the nodes that are not ready say.
+    fn explain(&self, error: &LabError) -> LabError {
+        let mut text = error.to_string();
+        for node in self.nodes() {
+            let condition = "jsonpath={.status.conditions[?(@.type=='Ready')]}";
+            let said = self.kubectl.run(&["get", "node", node.name(), "-o", condition]);
+            let said = said.unwrap_or_else(|error| error.to_string());
+            if !said.contains(r#""status":"True""#) {
+                text = format!("{text}\n{}: {said}\n{}", node.name(), node.log("kubelet", 40));
+            }
+        }
+        LabError::Broken(text)
     }
 
     /// Waits until a node is ready.

@@ -5,6 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use bulkhead_tests::error::LabError;
+use bulkhead_tests::wait;
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -13,6 +14,9 @@ use crate::kubectl::Kubectl;
 
 /// How long a pod may take to start.
 const START: Duration = Duration::from_mins(1);
+/// How long a new namespace may take to have its service account: its controller may not have noticed yet that the API server
+/// is back.
+const ACCOUNT: Duration = Duration::from_mins(3);
 /// The port that its web server listens on.
 pub const WEB: u16 = 8080;
 
@@ -22,6 +26,7 @@ pub struct Pod {
     kubectl: Kubectl,
     namespace: String,
     name: String,
+    uid: String,
     address: IpAddr,
 }
 
@@ -29,7 +34,7 @@ impl Pod {
     /// Creates the pod and waits until it is ready. The namespace exists.
     pub fn start(cluster: &Cluster, namespace: &str, name: &str, node: &str) -> Result<Self, LabError> {
         let kubectl = cluster.kubectl().clone();
-        kubectl.apply(&manifest(namespace, name, node))?;
+        ask(&kubectl, namespace, name, node)?;
         Self::find(&kubectl, namespace, name)
     }
 
@@ -43,7 +48,18 @@ impl Pod {
         let pod = kubectl.json(&["-n", namespace, "get", "pod", name])?;
         let address = pod["status"]["podIP"].as_str().and_then(|text| text.parse().ok());
         let address = address.ok_or_else(|| refused("it has no address".into()))?;
-        Ok(Self { kubectl: kubectl.clone(), namespace: namespace.to_owned(), name: name.to_owned(), address })
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        Ok(Self { kubectl: kubectl.clone(), namespace: namespace.to_owned(), name: name.to_owned(), uid, address })
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The UID of its object.
+    pub fn uid(&self) -> &str {
+        &self.uid
     }
 
     /// Its address.
@@ -79,6 +95,14 @@ impl Pod {
         let pod = self.kubectl.json(&["-n", &self.namespace, "get", "pod", &self.name])?;
         Ok(pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default())
     }
+}
+
+/// Asks for a pod without waiting for it. The API server refuses it until the namespace, which may be new, has its service
+/// account.
+pub fn ask(kubectl: &Kubectl, namespace: &str, name: &str, node: &str) -> Result<(), LabError> {
+    wait::until_or(&format!("pod {namespace}/{name} being accepted"), ACCOUNT, || {
+        kubectl.apply(&manifest(namespace, name, node)).map(drop).map_err(|error| error.to_string())
+    })
 }
 
 /// The pod's manifest.

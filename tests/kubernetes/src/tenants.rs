@@ -1,13 +1,16 @@
 //! Namespaces as tenants: made, annotated, and what Bulkhead says of them.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use bulkhead_tests::binaries::Binaries;
+use bulkhead_tests::cluster::netnamespace_key;
 use bulkhead_tests::error::LabError;
 use bulkhead_tests::wait;
+use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::pod::{Pod, WEB};
@@ -38,6 +41,71 @@ pub fn await_status(cluster: &Cluster, namespace: &str, beginning: &str) -> Resu
         let found = status(cluster, namespace).map_err(|error| error.to_string())?;
         if found.starts_with(beginning) { Ok(found) } else { Err(found) }
     })
+}
+
+/// Where a namespace's network is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `kubectl annotate`.
+    Annotation,
+    /// `kubectl bulkhead`.
+    Cli,
+    /// A record with an action, as `etcdctl put` writes it. The namespace has no annotation.
+    Etcd,
+}
+
+/// What becomes of a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// In the network of another one.
+    Join(&'a str),
+    /// In a network of its own.
+    Isolate,
+    /// Open to all.
+    Global,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Annotation => "annotation",
+            Self::Cli => "kubectl bulkhead",
+            Self::Etcd => "etcdctl",
+        })
+    }
+}
+
+impl fmt::Display for Change<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Join(target) => write!(f, "joins {target}"),
+            Self::Isolate => f.write_str("is isolated"),
+            Self::Global => f.write_str("is global"),
+        }
+    }
+}
+
+/// Asks for a change; [`Way::Cli`] waits until it is done, the others do not.
+pub fn ask(cluster: &Cluster, way: Way, namespace: &str, change: Change<'_>) -> Result<(), LabError> {
+    match (way, change) {
+        (Way::Annotation, Change::Join(target)) => declare(cluster, namespace, Some(&format!("join:{target}"))),
+        (Way::Annotation, Change::Isolate) => declare(cluster, namespace, Some("isolated")),
+        (Way::Annotation, Change::Global) => declare(cluster, namespace, Some("global")),
+        (Way::Cli, Change::Join(target)) => {
+            kubectl_bulkhead(cluster, &["tenant", "join", namespace, "--to", target]).map(drop)
+        }
+        (Way::Cli, Change::Isolate) => kubectl_bulkhead(cluster, &["tenant", "isolate", namespace]).map(drop),
+        (Way::Cli, Change::Global) => kubectl_bulkhead(cluster, &["tenant", "global", namespace]).map(drop),
+        (Way::Etcd, change) => {
+            let (action, target) = match change {
+                Change::Join(target) => ("join", target),
+                Change::Isolate => ("isolate", ""),
+                Change::Global => ("global", ""),
+            };
+            let record = json!({"NetName": namespace, "Action": action, "Namespace": target}).to_string();
+            cluster.etcd().put(&netnamespace_key(namespace), &record)
+        }
+    }
 }
 
 /// Waits until a pod reaches an address, by echo and by the web.

@@ -6,10 +6,13 @@ use std::sync::PoisonError;
 
 use bulkhead_tests::error::{LabError, Tried};
 
-use super::{CONTROL, Cluster, MAX_WORKERS};
+use super::{CONTROL, Cluster, FIRST_WORKER, MAX_WORKERS};
 use crate::control_plane::API_SERVER;
 use crate::network::{self, Network};
 use crate::node::CONTAINERD;
+
+/// The underlay's addresses behind those of the workers, for machines that take a worker's name.
+const REPLACEMENTS: std::ops::Range<u8> = FIRST_WORKER + MAX_WORKERS..50;
 
 impl Cluster {
     /// Adds a worker with the lowest free number; gives its name. It is registered when this returns.
@@ -23,6 +26,19 @@ impl Cluster {
         self.build_node(&name)?;
         self.await_registered()?;
         Ok(name)
+    }
+
+    /// Adds another machine under the name of a worker that was removed: its disk is empty, its underlay address one that no
+    /// node has or had by that name. It is registered when this returns.
+    pub fn add_node_in_place_of(&self, removed: &str) -> Result<(), LabError> {
+        let refuse = |answer: &str| LabError::Refused { what: format!("replace {removed}"), answer: answer.to_owned() };
+        if self.node(removed).is_ok() {
+            return Err(refuse("it is there"));
+        }
+        let taken: Vec<u8> = self.nodes().iter().map(|node| node.address().octets()[3]).collect();
+        let free = REPLACEMENTS.into_iter().find(|last| !taken.contains(last));
+        self.build_node_at(removed, free.ok_or_else(|| refuse("no address is free"))?)?;
+        self.await_registered()
     }
 
     /// Takes a node away for ever: its power is cut, its disk goes, its Node object is deleted.
