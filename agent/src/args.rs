@@ -141,6 +141,9 @@ pub struct Args {
     /// Seconds between two repairs of what others may have broken
     #[arg(long, env = "BULKHEAD_RESYNC", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     resync: u64,
+    /// The kernel's BTF; elsewhere only where a test plays a kernel without it
+    #[arg(long, env = "BULKHEAD_KERNEL_BTF", default_value = crate::preflight::BTF, hide = true)]
+    kernel_btf: PathBuf,
     /// Remove everything of Bulkhead from this node's kernel and its folders, and end; stop the agent first
     #[arg(long)]
     uninstall: bool,
@@ -195,6 +198,8 @@ pub struct Config {
     pub address_rest: Duration,
     /// Between two resyncs.
     pub resync: Duration,
+    /// The kernel's BTF.
+    pub kernel_btf: PathBuf,
     /// Remove everything and end.
     pub uninstall: bool,
 }
@@ -237,6 +242,7 @@ impl Args {
             kubernetes: self.kubernetes.then(|| self.kubeconfig.map_or(ApiAccess::InCluster, ApiAccess::File)),
             address_rest: Duration::from_secs(self.address_rest),
             resync: Duration::from_secs(self.resync),
+            kernel_btf: self.kernel_btf,
             uninstall: self.uninstall,
         })
     }

@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod live;
 pub mod node;
 pub mod pods;
+pub mod preflight;
 pub mod reconcile;
 pub mod server;
 mod sys;

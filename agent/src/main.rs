@@ -19,6 +19,7 @@ use bulkhead_agent::args::{Args, LogFormat};
 use bulkhead_agent::intent::{Cache, Follower, Shared};
 use bulkhead_agent::kernel::Netlink;
 use bulkhead_agent::node::cni_binary::{CniBinary, Installed};
+use bulkhead_agent::node::cni_versions;
 use bulkhead_agent::reconcile::{self, Agent};
 use bulkhead_agent::{http, kubernetes, server, uninstall};
 use bulkhead_store::Store;
@@ -68,6 +69,7 @@ fn install(asked: &CniBinary) -> Result<(), Box<dyn std::error::Error>> {
         Installed::Replaced => println!("{target}: replaced another one by version {}", env!("CARGO_PKG_VERSION")),
         Installed::Unchanged => println!("{target}: is version {} already", env!("CARGO_PKG_VERSION")),
     }
+    cni_versions::learn(&asked.folder)?.iter().for_each(|told| println!("{told}"));
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::node::firewall::Firewall;
 use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay::Overlay;
 use crate::node::routes::Routes;
-use crate::node::{cni_binary, cni_conf, underlay};
+use crate::node::{cni_binary, cni_conf, cni_versions, underlay};
 use crate::pods::{disk, wire::GROUP};
 use crate::server::socket_path;
 
@@ -34,6 +34,7 @@ pub fn run(config: &Config) -> Vec<String> {
     }
     if let Some(folder) = &config.cni_bin_dir {
         note(cni_binary::remove(folder).map_err(|error| error.to_string()));
+        note(cni_versions::remove(folder).map_err(|error| error.to_string()));
     }
     match Netlink::here() {
         Ok(mut host) => {

@@ -106,6 +106,14 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Remove every key of the cluster from etcd: the last step of an uninstall
+    ///
+    /// Stop all controllers before, and agents on external machines.
+    Purge {
+        /// Do not ask on a terminal
+        #[arg(short, long)]
+        yes: bool,
+    },
     /// Pods of this node, as its agent knows them
     #[command(subcommand)]
     Pod(PodVerb),

@@ -18,6 +18,7 @@ mod kubernetes;
 mod node;
 mod output;
 mod pod;
+mod purge;
 mod restore;
 mod tenant;
 mod view;
@@ -30,6 +31,7 @@ use std::path::Path;
 use bulkhead_store::Store;
 use clap::FromArgMatches;
 
+pub use crate::args::command;
 use crate::args::{Cli, Command, EtcdVerb, NodeVerb};
 use crate::cluster::Etcd;
 use crate::error::CliError;
@@ -44,7 +46,7 @@ pub async fn run(
 ) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
     let plugin = is_plugin(&words);
-    let parsed = args::command(plugin).try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command(plugin).try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -89,6 +91,7 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
         Command::Restore { file: None, yes, above, wait, .. } => {
             restore::restore(&etcd.cluster().await?, restore::Wish { yes, above }, wait, console).await
         }
+        Command::Purge { yes } => purge::purge(&etcd, yes, console).await,
         Command::Pod(verb) => pod::carry_out(verb, &cli.agent_socket, console),
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Certs(args) => certs::carry_out(&args, console),
@@ -96,7 +99,7 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
         Command::Etcd(EtcdVerb::RemoveData { folder }) => etcd::remove_data(&folder, console),
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            let mut command = args::command(false);
+            let mut command = command(false);
             clap_complete::generate(shell, &mut command, "bulkhead", &mut script);
             console.raw(&script)
         }

@@ -40,9 +40,6 @@ pub struct ControllerArgs {
         default_value = "/var/lib/bulkhead-controller"
     )]
     pub state_dir: OsString,
-    /// Kubernetes.
-    #[command(flatten)]
-    pub kubernetes: KubernetesArgs,
     /// Where health and metrics are served [default: 127.0.0.1:9471, if it is free]
     #[arg(long, env = "BULKHEAD_CONTROLLER_LISTEN", value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
@@ -52,6 +49,10 @@ pub struct ControllerArgs {
     /// What is logged: a level, or levels by module as in `info,bulkhead_store=debug`
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
+    // What is flattened with a heading comes last: the heading would be that of the flags behind it as well.
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// The config to create.
     #[command(flatten)]
     pub config: ConfigArgs,

@@ -1,13 +1,7 @@
-//! The annotations on a Kubernetes Namespace: what people ask for, and where the controller answers.
+//! The annotations of Kubernetes objects that Bulkhead reads or writes, and what those for people may say.
 //!
-//! | annotation | written by | value |
-//! |---|---|---|
-//! | [`NETWORK`] | people | `isolated`, `global` or `join:<namespace>` |
-//! | [`ALLOW_JOIN_FROM`] | people | who may join: namespaces separated by commas, or `*` |
-//! | [`VNI`] | the controller | the namespace's number on the wire |
-//! | [`NETWORK_STATUS`] | the controller | how the namespace stands, in words |
-//!
-//! Promises: what is read is valid or refused with an error that says what to write.
+//! [`ALL`] describes each of them; `docs/annotations.md` is made of it. Promises: what is read is valid or refused with an error
+//! that says what to write.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,6 +19,82 @@ pub const ALLOW_JOIN_FROM: &str = "bulkhead.dev/allow-join-from";
 pub const VNI: &str = "bulkhead.dev/vni";
 /// How the namespace stands, for people to read.
 pub const NETWORK_STATUS: &str = "bulkhead.dev/network-status";
+/// The limit of what goes to a pod: a [`Bandwidth`](crate::Bandwidth).
+pub const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
+/// The limit of what comes from a pod.
+pub const EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
+/// The kubelet's, on the API server's image of a static pod: the UID by which the runtime knows that pod.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// An annotation as its reference describes it, in Markdown.
+#[derive(Debug, Clone, Copy)]
+pub struct Description {
+    /// Its name.
+    pub name: &'static str,
+    /// The kind of object that has it.
+    pub object: &'static str,
+    /// Who writes it.
+    pub writer: &'static str,
+    /// What it may say.
+    pub values: &'static str,
+    /// What it does.
+    pub effect: &'static str,
+}
+
+/// All that Bulkhead reads or writes.
+pub const ALL: [Description; 7] = [
+    Description {
+        name: NETWORK,
+        object: "Namespace",
+        writer: "people",
+        values: "`isolated`, `global` or `join:NAMESPACE`, to the letter",
+        effect: "A network of its own, with those that declare to join it; open to all; in that namespace's network, wherever it \
+                 goes. Holds whatever anybody does later. Removed, it moves nobody",
+    },
+    Description {
+        name: ALLOW_JOIN_FROM,
+        object: "Namespace",
+        writer: "people",
+        values: "names separated by commas, or `*`",
+        effect: "Who may `join:` this namespace. Asked for with `--require-join-consent` (`requireJoinConsent`) only",
+    },
+    Description {
+        name: VNI,
+        object: "Namespace",
+        writer: "the controller",
+        values: "10 to 16777215",
+        effect: "Shows the number on the wire, which never changes",
+    },
+    Description {
+        name: NETWORK_STATUS,
+        object: "Namespace",
+        writer: "the controller",
+        values: "`isolated`, `global`, `joined to ...`, `joined by others ...`, `flat`, `waiting: ...`, `refused: ...`",
+        effect: "Shows how the namespace stands",
+    },
+    Description {
+        name: INGRESS_BANDWIDTH,
+        object: "Pod",
+        writer: "people",
+        values: "bits per second from `1k` to `1P`, as a Quantity: `10M`, `1.5G`, `64Ki`",
+        effect: "Limits what goes to the pod. A bad value fails the start of a pod; of a running pod it changes nothing and is an \
+                 Event `InvalidBandwidth`. Removed, there is no limit",
+    },
+    Description {
+        name: EGRESS_BANDWIDTH,
+        object: "Pod",
+        writer: "people",
+        values: "as above",
+        effect: "The same for what comes from the pod",
+    },
+    Description {
+        name: CONFIG_MIRROR,
+        object: "Pod",
+        writer: "the kubelet",
+        values: "a UID",
+        effect: "Tells the agent which static pod a mirror pod's limits are for",
+    },
+];
 
 /// Characters of a wrong value that an error repeats.
 const EXCERPT: usize = 80;

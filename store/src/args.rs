@@ -36,35 +36,54 @@ pub enum ArgsError {
 }
 
 /// Flags that say how to reach etcd, each with an environment variable.
+// The heading is each flag's own: `next_help_heading` would be that of the flags behind these as well.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "etcd")]
 pub struct EtcdArgs {
     /// etcd's client addresses, separated by commas
     #[arg(
         long,
         env = "BULKHEAD_ETCD_ENDPOINTS",
         value_name = "URL,...",
+        help_heading = "etcd",
         value_delimiter = ',',
         default_value = "http://127.0.0.1:2379"
     )]
     pub etcd_endpoints: Vec<String>,
     /// CA that signed etcd's certificate [default with https: the system's CAs]
-    #[arg(long, env = "BULKHEAD_ETCD_CA", value_name = "PEM")]
+    #[arg(long, env = "BULKHEAD_ETCD_CA", value_name = "PEM", help_heading = "etcd")]
     pub etcd_ca: Option<PathBuf>,
     /// Client certificate for etcd
-    #[arg(long, env = "BULKHEAD_ETCD_CERT", value_name = "PEM", requires = "etcd_key")]
+    #[arg(long, env = "BULKHEAD_ETCD_CERT", value_name = "PEM", help_heading = "etcd", requires = "etcd_key")]
     pub etcd_cert: Option<PathBuf>,
     /// Private key of the client certificate
-    #[arg(long, env = "BULKHEAD_ETCD_KEY", value_name = "PEM", requires = "etcd_cert")]
+    #[arg(long, env = "BULKHEAD_ETCD_KEY", value_name = "PEM", help_heading = "etcd", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
     /// User, if etcd asks for a login
-    #[arg(long, env = "BULKHEAD_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
+    #[arg(
+        long,
+        env = "BULKHEAD_ETCD_USER",
+        value_name = "NAME",
+        help_heading = "etcd",
+        requires = "etcd_password_file"
+    )]
     pub etcd_user: Option<String>,
     /// File that holds that user's password
-    #[arg(long, env = "BULKHEAD_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
+    #[arg(
+        long,
+        env = "BULKHEAD_ETCD_PASSWORD_FILE",
+        value_name = "FILE",
+        help_heading = "etcd",
+        requires = "etcd_user"
+    )]
     pub etcd_password_file: Option<PathBuf>,
     /// Prefix of all keys
-    #[arg(long, env = "BULKHEAD_ETCD_PREFIX", value_name = "KEY", default_value = "/k8s.ovs.com/ovs/network")]
+    #[arg(
+        long,
+        env = "BULKHEAD_ETCD_PREFIX",
+        value_name = "KEY",
+        help_heading = "etcd",
+        default_value = "/k8s.ovs.com/ovs/network"
+    )]
     pub etcd_prefix: String,
 }
 

@@ -16,10 +16,14 @@ fn agent(node: &Node, more: &[&str]) -> Result<(bool, String), LabError> {
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-fn plugins(node: &Node) -> Result<Vec<String>, LabError> {
+fn conflist(node: &Node) -> Result<Value, LabError> {
     let path = node.dir().join("cni/10-bulkhead.conflist");
     let text = fs::read(&path).tried(|| format!("read {}", path.display()))?;
-    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    Ok(serde_json::from_slice(&text).unwrap_or_default())
+}
+
+fn plugins(node: &Node) -> Result<Vec<String>, LabError> {
+    let config = conflist(node)?;
     let plugins = config["plugins"].as_array().into_iter().flatten();
     Ok(plugins.filter_map(|plugin| plugin["type"].as_str()).map(str::to_owned).collect())
 }
@@ -62,6 +66,18 @@ fn the_plugin_is_installed_chained_and_removed() -> Result<(), LabError> {
         if plugins == ["bulkhead-cni", "portmap"] { Ok(()) } else { Err(format!("{plugins:?}")) }
     })?;
     promised(!node.status()?.problems.iter().any(|text| text.contains("portmap")), || "still a problem".into())?;
+
+    println!("it is not known to speak 1.1.0; once it has said so, the whole list is offered in it");
+    let last = || conflist(node).map(|config| config["cniVersions"].as_array().and_then(|all| all.last().cloned()));
+    promised(last()? == Some(json!("1.0.0")), || format!("{:?}", conflist(node)))?;
+    let versions = json!({"cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
+    fs::write(&portmap, format!("#!/bin/sh\necho '{versions}'\n")).tried(|| "write portmap".into())?;
+    let (done, said) = agent(node, &["--install-cni", &shown])?;
+    promised(done && said.contains("portmap: speaks CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0"), || said.clone())?;
+    wait::until_or("1.1.0 being offered", Duration::from_secs(5), || match last() {
+        Ok(Some(version)) if version == "1.1.0" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
 
     println!("calls as a runtime makes them with a chain: the result of the last plugin comes back to each");
     lab.create_tenants(&["a"])?;
@@ -106,5 +122,7 @@ fn the_plugin_is_installed_chained_and_removed() -> Result<(), LabError> {
     let (done, said) = agent(node, &flags.iter().map(String::as_str).collect::<Vec<_>>())?;
     promised(done, || said)?;
     promised(!installed.exists() && portmap.exists(), || "the wrong plugin is gone".into())?;
+    let left = fs::read_dir(&bin).tried(|| format!("list {shown}"))?.count();
+    promised(left == 1, || format!("{left} files are left beside portmap"))?;
     fs::remove_dir_all(&bin).tried(|| format!("remove {shown}"))
 }

@@ -91,7 +91,7 @@ impl Node {
     /// Packets and bytes of each reason, those that never occurred too: a series that appears with its first drop hides it.
     fn drops(&self, encoder: &mut DescriptorEncoder<'_>, status: &AgentStatus) -> fmt::Result {
         let Some(live) = self.0.live.get() else { return Ok(()) };
-        let help = "Packets that the datapath dropped; bulkhead agent status explains the reasons";
+        let help = "Packets that the datapath dropped; docs/drops.md tells what the reasons mean";
         let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
         for reason in REASONS {
             let count = status.drops.get(reason.counter).copied().unwrap_or_default();

@@ -2,6 +2,7 @@
 //!
 //! Nothing waits for it: while the API server is away running pods keep what they have and new ones start.
 
+mod complaints;
 mod pods;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_core::NodeName;
+use bulkhead_core::annotation::CONFIG_MIRROR;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -22,14 +24,15 @@ use crate::args::ApiAccess;
 use crate::intent::Shared;
 use crate::pods::limit::{EGRESS, INGRESS};
 
-pub use pods::{ApiPod, ApiPods, Complaint, Wanted};
+pub use complaints::{Complaint, Complaints};
+pub use pods::{ApiPod, ApiPods, Wanted};
 
-/// The kubelet's annotation on the API server's image of a static pod: the UID by which the runtime knows that pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How often an Event is tried.
-const TRIES: u32 = 5;
+/// How often an Event is tried: for some minutes, as a node that boots reaches the API server late.
+const TRIES: u32 = 10;
+/// The longest pause between two of these, in seconds.
+const LONGEST_PAUSE: u64 = 32;
 /// The longest note that the API server takes, in bytes (events.k8s.io/v1).
 const LONGEST_NOTE: usize = 1_000;
 
@@ -124,7 +127,7 @@ fn read(pod: PartialObjectMeta<Pod>) -> (String, ApiPod) {
     let uid = metadata.uid.unwrap_or_default();
     let (ingress, egress) = (of(INGRESS), of(EGRESS));
     let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-    let key = annotations.get(MIRROR).unwrap_or(&uid).clone();
+    let key = annotations.get(CONFIG_MIRROR).unwrap_or(&uid).clone();
     (key, ApiPod { namespace, name, uid, ingress, egress })
 }
 
@@ -132,36 +135,58 @@ async fn tell(client: Client, node: &NodeName, pods: &ApiPods) {
     let reporter = Reporter { controller: "bulkhead-agent".into(), instance: Some(node.to_string()) };
     let recorder = Recorder::new(client, reporter);
     loop {
-        let Complaint { pod, text } = pods.next_complaint().await;
-        tracing::warn!(pod = pod.name, namespace = pod.namespace, "{text}");
-        let note = text.chars().scan(0, |length, c| {
-            *length += c.len_utf8();
-            (*length <= LONGEST_NOTE).then_some(c)
-        });
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "InvalidBandwidth".into(),
-            note: Some(note.collect()),
-            action: "Limit".into(),
-            secondary: None,
-        };
-        let reference = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            namespace: Some(pod.namespace.clone()),
-            name: Some(pod.name.clone()),
-            uid: Some(pod.uid.clone()),
-            ..ObjectReference::default()
+        let (event, reference) = match pods.complaints.next().await {
+            Complaint::Pod { pod, text } => {
+                tracing::warn!(pod = pod.name, namespace = pod.namespace, "{text}");
+                (event("InvalidBandwidth", "Limit", &text), about_pod(&pod))
+            }
+            Complaint::Node { reason, text } => (event(reason, "TakeUp", &text), about_node(node)),
         };
         for attempt in 1..=TRIES {
             match recorder.publish(&event, &reference).await {
                 Ok(()) => break,
                 Err(error) if attempt == TRIES => {
-                    tracing::warn!(pod = pod.name, namespace = pod.namespace, %error, "an Event could not be written");
+                    tracing::warn!(event = ?event.note, %error, "an Event could not be written");
                 }
-                Err(_) => tokio::time::sleep(Duration::from_secs(1 << attempt)).await,
+                Err(_) => tokio::time::sleep(Duration::from_secs(LONGEST_PAUSE.min(1 << attempt))).await,
             }
         }
+    }
+}
+
+fn event(reason: &str, action: &str, text: &str) -> Event {
+    let note = text.chars().scan(0, |length, c| {
+        *length += c.len_utf8();
+        (*length <= LONGEST_NOTE).then_some(c)
+    });
+    Event {
+        type_: EventType::Warning,
+        reason: reason.into(),
+        note: Some(note.collect()),
+        action: action.into(),
+        secondary: None,
+    }
+}
+
+fn about_pod(pod: &ApiPod) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+/// The kubelet, too, writes a node's name for its UID in Events; by that `kubectl describe node` finds them.
+fn about_node(node: &NodeName) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node.to_string()),
+        uid: Some(node.to_string()),
+        ..ObjectReference::default()
     }
 }
 
@@ -183,7 +208,8 @@ mod tests {
         assert_eq!((key.as_str(), pod.uid.as_str()), ("u1", "u1"));
         assert!(matches!(pod.ingress, Wanted::Limit(limit) if limit.bits() == 10_000_000));
         assert_eq!(pod.egress, Wanted::Unlimited);
-        let (key, pod) = of(&json!({"name": "p-n1", "namespace": "a", "uid": "u1", "annotations": {MIRROR: "static"}}));
+        let (key, pod) =
+            of(&json!({"name": "p-n1", "namespace": "a", "uid": "u1", "annotations": {CONFIG_MIRROR: "static"}}));
         assert_eq!((key.as_str(), pod.uid.as_str()), ("static", "u1"), "a static pod has two UIDs");
     }
 

@@ -1,21 +1,19 @@
 //! What the API server says of this node's pods: that they are there, and their two limits. One writer, the watch; the
 //! reconciler reads. It may be late or silent for any time: nothing is concluded from that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bulkhead_core::Bandwidth;
 use bulkhead_core::bandwidth::BandwidthError;
-use tokio::sync::Notify;
 
+use super::complaints::{Complaint, Complaints};
 use crate::pods::Limits;
 use crate::pods::limit::{EGRESS, INGRESS};
 
 /// After an error of the watch its pods are not taken for all of them for so long: twice the longest pause between two attempts.
 const DOUBT: Duration = Duration::from_mins(1);
-/// The most complaints that wait for the API server; more are dropped, for the next change of a pod brings them again.
-const MOST_COMPLAINTS: usize = 100;
 
 /// What an annotation asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,15 +60,6 @@ pub struct ApiPod {
     pub egress: Wanted,
 }
 
-/// A bad annotation, to be told where the user looks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Complaint {
-    /// Whose.
-    pub pod: ApiPod,
-    /// What is wrong and what holds instead.
-    pub text: String,
-}
-
 #[derive(Debug)]
 struct Entry {
     pod: ApiPod,
@@ -85,14 +74,14 @@ struct State {
     fresh: Option<Pods>,
     listed: bool,
     failed: Option<(Instant, String)>,
-    complaints: VecDeque<Complaint>,
 }
 
 /// This node's pods at the API server, by what the runtime calls a pod's UID.
 #[derive(Debug, Default)]
 pub struct ApiPods {
     state: Mutex<State>,
-    complained: Notify,
+    /// What is to be told by Events.
+    pub complaints: Complaints,
 }
 
 impl ApiPods {
@@ -170,8 +159,7 @@ impl ApiPods {
     /// and is complained of once.
     pub fn limits(&self, uid: &str, held: Limits) -> Option<Limits> {
         let mut state = self.lock();
-        let State { pods, complaints, .. } = &mut *state;
-        let Entry { pod, told } = pods.get_mut(uid)?;
+        let Entry { pod, told } = state.pods.get_mut(uid)?;
         let limits = Limits { ingress: pod.ingress.over(held.ingress), egress: pod.egress.over(held.egress) };
         if !std::mem::replace(told, true) {
             let of = [(INGRESS, &pod.ingress, held.ingress), (EGRESS, &pod.egress, held.egress)];
@@ -180,23 +168,11 @@ impl ApiPods {
                 _ => None,
             });
             let text = bad.collect::<Vec<_>>().join(". ");
-            if !text.is_empty() && complaints.len() < MOST_COMPLAINTS {
-                complaints.push_back(Complaint { pod: pod.clone(), text });
-                self.complained.notify_one();
+            if !text.is_empty() {
+                self.complaints.push(Complaint::Pod { pod: pod.clone(), text });
             }
         }
         Some(limits)
-    }
-
-    /// The next complaint, when there is one.
-    pub async fn next_complaint(&self) -> Complaint {
-        loop {
-            let next = self.lock().complaints.pop_front();
-            match next {
-                Some(complaint) => return complaint,
-                None => self.complained.notified().await,
-            }
-        }
     }
 }
 
@@ -219,7 +195,10 @@ mod tests {
     }
 
     fn complaints(pods: &ApiPods) -> Vec<String> {
-        pods.lock().complaints.drain(..).map(|complaint| complaint.text).collect()
+        let text = |complaint| match complaint {
+            Complaint::Pod { text, .. } | Complaint::Node { text, .. } => text,
+        };
+        std::iter::from_fn(|| pods.complaints.pop()).map(text).collect()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod cni_binary;
 pub mod cni_conf;
+pub mod cni_versions;
 pub mod firewall;
 pub mod host_firewall;
 pub mod overlay;

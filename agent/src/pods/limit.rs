@@ -4,8 +4,8 @@
 //! side, where it presses back on the socket. A pod can go round a qdisc in its own netns, so a policer somewhat above
 //! the shaped rate is the guaranteed bound; what went through the shaper never meets it.
 
-use bulkhead_core::Bandwidth;
 use bulkhead_core::bandwidth::BandwidthError;
+use bulkhead_core::{Bandwidth, annotation};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -13,9 +13,9 @@ use thiserror::Error;
 use crate::datapath::abi::PolicerValue;
 
 /// The annotation for the direction towards the pod.
-pub const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+pub const INGRESS: &str = annotation::INGRESS_BANDWIDTH;
 /// The annotation for the direction from the pod.
-pub const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+pub const EGRESS: &str = annotation::EGRESS_BANDWIDTH;
 /// The capability by which containerd and CRI-O hand a pod's annotations to a plugin.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use crate::args::Config;
 use crate::http::CallMetrics;
 use crate::intent::Shared;
-use crate::kubernetes::ApiPods;
+use crate::kubernetes::{ApiPods, Complaint};
 use crate::live::{Live, locked};
 use crate::pods::records::since_boot;
+use crate::preflight::Obstacle;
 
 pub use start::StartError;
 pub use tenants::apply_namespaces;
@@ -100,6 +101,16 @@ impl Agent {
     /// Says what is wrong with a part's work, in the place of what it said before.
     pub fn note(&self, part: &'static str, wrong: Vec<String>) {
         locked(&self.notes).insert(part, wrong);
+    }
+
+    /// Says what is not as it should be on a node that works all the same: in the log and by an Event when it is new.
+    fn doubt(&self, obstacles: &[Obstacle]) {
+        let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+        let before = locked(&self.notes).insert("node", texts.clone()).unwrap_or_default();
+        for text in texts.into_iter().filter(|text| !before.contains(text)) {
+            tracing::warn!("the node works, but would not be taken up anew: {text}");
+            self.api.complaints.push(Complaint::Node { reason: "NodeDoubtful", text });
+        }
     }
 
     fn beat(&self) {

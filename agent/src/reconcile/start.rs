@@ -20,10 +20,14 @@ use crate::node::overlay::{self, Overlay, OverlayError};
 use crate::node::routes::{RouteError, Routes};
 use crate::node::underlay::{self, UnderlayError};
 use crate::pods::{RecordError, Records, Remover};
+use crate::preflight::{self, Obstacle};
 
 /// Why the node cannot work yet.
 #[derive(Debug, Error)]
 pub enum StartError {
+    /// Something of the node is in the way; nothing was changed.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Unfit(Vec<Obstacle>),
     /// The ledger has no cluster entry.
     #[error("the ledger is empty: no controller has taken up this cluster yet; is bulkhead-controller running?")]
     NoCluster,
@@ -72,6 +76,21 @@ pub enum StartError {
     /// The underlay.
     #[error(transparent)]
     Underlay(#[from] UnderlayError),
+}
+
+impl StartError {
+    /// Nothing is wrong with the node: it waits for others.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self, Self::NoCluster | Self::NoSubnet(..))
+    }
+
+    /// What is wrong, one by one.
+    pub(super) fn reasons(&self) -> Vec<String> {
+        match self {
+            Self::Unfit(obstacles) => obstacles.iter().map(ToString::to_string).collect(),
+            error => vec![error.to_string()],
+        }
+    }
 }
 
 /// What the intent says of this node.
@@ -123,8 +142,10 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let config = &agent.config;
     let intent = agent.shared.read(|intent, _| intent.clone());
     let mut host = Netlink::here()?;
-    // Without a subnet nothing is made: a node that waits looks as it did before.
-    geometry(config, &intent, 0)?;
+    // Without a subnet, or with something in the way, nothing is made: a node that waits looks as it did before.
+    let placed = geometry(config, &intent, 0);
+    fit(agent, placed.as_ref().ok().map(|(geometry, _)| geometry.network), &mut host)?;
+    placed?;
     let (mtu, _) = overlay::pod_mtu(&mut host, config.node_ip, config.mtu)?;
     let (geometry, networks) = geometry(config, &intent, mtu)?;
     let records = Records::open(&config.run_dir, geometry.host_bits, config.address_rest)?;
@@ -160,6 +181,19 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     say(pods::attach_all(&live, &mut host));
     say(pods::remove_orphans(&live, &mut host));
     Ok(live)
+}
+
+/// Whether the node may be taken up. What works already goes on, with a warning.
+fn fit(agent: &Agent, network: Option<Ipv4Network>, host: &mut Netlink) -> Result<(), StartError> {
+    let mut found = preflight::look(&agent.config, network, host)?;
+    if found.taken_up {
+        agent.doubt(&found.obstacles);
+        return Ok(());
+    }
+    if found.obstacles.is_empty() {
+        found.obstacles = preflight::try_kernel(agent.config.vxlan_port);
+    }
+    if found.obstacles.is_empty() { Ok(()) } else { Err(StartError::Unfit(found.obstacles)) }
 }
 
 /// One pod keeps no node from coming up: the first turn tries again what failed, and shows it.

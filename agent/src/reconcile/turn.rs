@@ -8,12 +8,14 @@ use super::pace::{Pace, Scope};
 use super::{Agent, apply_namespaces, limits, pods, start, tenants};
 use crate::datapath::abi::{Port, StateValue};
 use crate::kernel::Netlink;
+use crate::kubernetes::Complaint;
 use crate::live::{Live, locked};
 use crate::node::cni_conf::Chained;
 use crate::node::firewall::FirewallError;
 use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay;
 use crate::node::{cni_conf, underlay};
+use crate::preflight;
 use crate::server;
 
 /// The longest time without a look at drop events.
@@ -54,7 +56,7 @@ struct Kept {
 /// Tries to take the node up until it works; each reason is said once.
 fn take_up(agent: &Agent) {
     let mut seen = 0;
-    let mut said = String::new();
+    let mut said: Vec<String> = Vec::new();
     loop {
         agent.beat();
         match start::start(agent) {
@@ -69,12 +71,18 @@ fn take_up(agent: &Agent) {
                 return;
             }
             Err(error) => {
-                let text = error.to_string();
-                if text != said {
-                    tracing::warn!("the node cannot take pods: {text}");
-                    said.clone_from(&text);
+                let reasons = error.reasons();
+                for text in reasons.iter().filter(|text| !said.contains(text)) {
+                    if error.is_waiting() {
+                        tracing::warn!("the node cannot take pods: {text}");
+                    } else {
+                        tracing::error!("the node cannot take pods: {text}");
+                        let text = format!("Bulkhead does not take this node up: {text}");
+                        agent.api.complaints.push(Complaint::Node { reason: "NodeUnfit", text });
+                    }
                 }
-                *locked(&agent.problems) = vec![text];
+                said.clone_from(&reasons);
+                *locked(&agent.problems) = reasons;
             }
         }
         seen = agent.shared.wait_past(seen, Instant::now() + Duration::from_secs(2));
@@ -143,6 +151,10 @@ fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Outcome {
         if resync {
             problems.extend(repair(agent, live, host).err());
             problems.extend(said(agent, pods::look_after(live, host)));
+            match preflight::look(&agent.config, Some(live.geometry.network), host) {
+                Ok(found) => agent.doubt(&found.obstacles),
+                Err(error) => problems.push(error.to_string()),
+            }
             match missing.collect(agent, live, host) {
                 Ok(gone) => agent.repaired(gone),
                 Err(error) => problems.push(error.to_string()),

@@ -5,14 +5,8 @@
 
 use std::collections::BTreeMap;
 
+pub use bulkhead_core::annotation::{NETWORK, NETWORK_STATUS, VNI};
 use bulkhead_core::tenant::Action;
-
-/// Which network a namespace is to be in.
-pub const NETWORK: &str = "bulkhead.dev/network";
-/// Its number on the wire.
-pub const VNI: &str = "bulkhead.dev/vni";
-/// How it stands.
-pub const NETWORK_STATUS: &str = "bulkhead.dev/network-status";
 
 /// The value that declares what an action asks for.
 pub fn declaration(action: &Action) -> String {

@@ -1,7 +1,7 @@
 //! `bulkhead backup` and `bulkhead restore FILE`, in memory and on a real etcd.
 
 use bulkhead_core::number::JUMP;
-use bulkhead_store::{Settings, Store, Timeouts, Twin, process};
+use bulkhead_store::{Settings, Store, Timeouts, Twin, Txn, process};
 use tempfile::TempDir;
 
 use crate::fixture::{Cluster, type_at};
@@ -112,4 +112,26 @@ async fn a_file_that_is_no_backup_is_refused() {
     let bad = cluster.run(&format!("restore {path} --yes")).await;
     assert!(bad.code == 2 && bad.err.contains("no backup"), "{bad:?}");
     assert_eq!(cluster.run("restore --force").await.code, 2);
+}
+
+#[tokio::test]
+async fn a_purge_leaves_nothing_below_the_prefix_and_is_refused_while_a_controller_stands() {
+    let cluster = Cluster::leaderless().await;
+    let beside = "/k8s.ovs.com/ovs/networks/x";
+    let mut txn = Txn::new().put(beside, "theirs");
+    for number in 0..100 {
+        txn = txn.put(format!("{}n{number}", cluster.keys.netnamespaces()), "{}");
+    }
+    assert!(cluster.store.commit(txn).await.unwrap().done().is_some());
+    let candidate = format!("{}01", cluster.keys.election());
+    let stands = Txn::new().put(&candidate, "controller");
+    assert!(cluster.store.commit(stands).await.unwrap().done().is_some());
+    let refused = cluster.run("purge --yes").await.refused();
+    assert!(refused.contains("stop all controllers") && refused.contains("nothing was changed"), "{refused}");
+    assert_eq!(cluster.store.list("/").await.unwrap().entries.len(), 104);
+    assert!(cluster.store.commit(Txn::new().delete(candidate)).await.unwrap().done().is_some());
+    assert_eq!(cluster.json("purge --yes").await["removed"], 102);
+    let left: Vec<String> = cluster.store.list("/").await.unwrap().entries.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(left, [beside]);
+    assert_eq!(cluster.json("purge --yes").await["removed"], 0);
 }

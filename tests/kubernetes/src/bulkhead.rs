@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bulkhead_tests::binaries::Binaries;
 use bulkhead_tests::error::{LabError, Tried};
+use bulkhead_tests::wait;
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -31,13 +32,42 @@ pub fn chart() -> PathBuf {
 
 /// Installs it and waits until the cluster works. `values` are further values of the chart, as `--set` takes them.
 pub fn install(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
+    apply(cluster, values)?;
+    await_ready(cluster)
+}
+
+/// Installs it, whatever becomes of it.
+pub fn apply(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     cluster.import(&image(cluster)?)?;
     cluster
         .kubectl()
         .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string())?;
     cluster.kubectl().apply(&secret(cluster)?)?;
-    cluster.kubectl().apply(&manifests(cluster, values)?)?;
-    await_ready(cluster)
+    cluster.kubectl().apply(&manifests(cluster, values)?).map(drop)
+}
+
+/// Removes it as an administrator does, with `deploy/uninstall`. Returns what that said.
+pub fn uninstall(cluster: &Cluster) -> Result<String, LabError> {
+    let kubectl = cluster.programs().get("kubectl")?;
+    let programs = kubectl.parent().unwrap_or(Path::new("/"));
+    let mut command = Command::new(chart().join("../uninstall"));
+    command
+        .env_clear()
+        // Helm is there too, but knows of no release: the chart was rendered.
+        .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
+        .env("KUBECONFIG", cluster.kubectl().kubeconfig())
+        .env("HOME", cluster.dir().join("home"));
+    cluster.underlay().infra.exec_of(command, &[])
+}
+
+/// The agent's pod on a node, once it is there.
+pub fn agent_on(cluster: &Cluster, node: &str) -> Result<String, LabError> {
+    let (component, place) = ("app.kubernetes.io/component=agent", format!("spec.nodeName={node}"));
+    let pods = ["-n", NAMESPACE, "get", "pods", "-l", component, "--field-selector", &place];
+    let name = [&pods[..], &["-o", "jsonpath={.items[0].metadata.name}"]].concat();
+    wait::until_or(&format!("the agent's pod on {node}"), ROLLED_OUT, || {
+        cluster.kubectl().run(&name).map_err(|error| error.to_string())
+    })
 }
 
 /// The image with this tree's binaries, as an archive.

@@ -25,7 +25,7 @@ use crate::network::{self, Network};
 use crate::node::Node;
 use crate::programs::Programs;
 use crate::service::{self, Identity, ProxyMode};
-use crate::{dns, images, kubeconfig};
+use crate::{dns, images, inotify, kubeconfig};
 
 /// The node with the control plane; ordinary pods are kept off it.
 pub const CONTROL: &str = "control";
@@ -101,6 +101,7 @@ impl ClusterBuilder {
     pub fn start(self) -> Result<Cluster, LabError> {
         let begin = Instant::now();
         let programs = Programs::find()?;
+        inotify::allow()?;
         let claim = Claim::take()?;
         let dir = claim.id().dir();
         let spaces = dir.join("ns");

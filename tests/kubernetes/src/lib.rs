@@ -2,8 +2,8 @@
 //! with a disk each, on the same underlay as the lab without Kubernetes (`bulkhead-tests`).
 //!
 //! It needs root, what `scripts/setup kubernetes` installs, and the programs that `build/build.sh` makes. Nothing of it is
-//! outside namespaces, `/dev/shm/bhl<number>` and control groups of that name; a lab whose process was killed is removed by
-//! the next that starts.
+//! outside namespaces, `/dev/shm/bhl<number>` and control groups of that name, but for a limit of inotify that is raised; a lab
+//! whose process was killed is removed by the next that starts.
 
 pub mod bulkhead;
 pub mod caretaker;
@@ -17,6 +17,8 @@ pub mod elf;
 pub mod flow;
 pub mod image;
 pub mod images;
+pub mod inner;
+pub mod inotify;
 pub mod kubeconfig;
 pub mod kubectl;
 pub mod layer;
@@ -26,6 +28,7 @@ pub mod node;
 pub mod pod;
 pub mod programs;
 pub mod service;
+pub mod shipped;
 pub mod tenants;
 
 pub use cluster::{Cluster, ClusterBuilder};

@@ -8,7 +8,7 @@ mod up;
 use std::process::ExitCode;
 
 use bulkhead_kubernetes_tests::cluster::ClusterBuilder;
-use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, bulkhead, conformance};
+use bulkhead_kubernetes_tests::{Cluster, Network, ProxyMode, bulkhead, conformance, shipped};
 use bulkhead_tests::{LabError, registry, signals, standing};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -53,6 +53,18 @@ enum Verb {
         /// The program and its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
+    },
+    /// Writes the image as it is shipped, made of static binaries; refuses one of more than 60 MB. Needs no lab and no root.
+    Image {
+        /// Where the binaries are.
+        #[arg(long)]
+        binaries: std::path::PathBuf,
+        /// What they were built of, as git names it.
+        #[arg(long)]
+        revision: String,
+        /// The OCI archive.
+        #[arg(long)]
+        out: std::path::PathBuf,
     },
     /// Ends the labs that are up.
     Down,
@@ -113,6 +125,12 @@ impl Shape {
     }
 }
 
+fn image(binaries: &std::path::Path, revision: &str, out: &std::path::Path) -> Result<ExitCode, LabError> {
+    let size = shipped::write(binaries, revision, out)?;
+    println!("{}: {size} bytes, {} of revision {revision}", out.display(), bulkhead::IMAGE);
+    Ok(ExitCode::SUCCESS)
+}
+
 fn down() -> Result<ExitCode, LabError> {
     for id in standing::down(None)? {
         println!("lab {} is down", id.number());
@@ -139,6 +157,7 @@ fn main() -> ExitCode {
         }),
         Verb::Kubectl { arguments } => inside::kubectl(&arguments),
         Verb::Exec { name, command } => inside::exec(&name, &command),
+        Verb::Image { binaries, revision, out } => image(&binaries, &revision, &out),
         Verb::Down => down(),
         Verb::Sweep => sweep(),
     };
