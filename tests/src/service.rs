@@ -26,6 +26,33 @@ impl Service {
     }
 }
 
+/// Replaces a table that translates: `into` is how packets get into the chain of that name, which holds `rules`; `leaving` is
+/// what happens to them behind the routing.
+fn replace(
+    netns: &Netns,
+    table: &str,
+    (into, chain): (&str, &str),
+    rules: &str,
+    leaving: &[&str],
+) -> Result<(), LabError> {
+    let mut script = format!(
+        "add table ip {table}\n\
+         delete table ip {table}\n\
+         add table ip {table}\n\
+         add chain ip {table} {chain}\n\
+         add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; }}\n\
+         add chain ip {table} output {{ type nat hook output priority -100; }}\n\
+         add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; }}\n\
+         {rules}\
+         add rule ip {table} prerouting {into}\n\
+         add rule ip {table} output {into}\n"
+    );
+    for rule in leaving {
+        let _ = writeln!(script, "add rule ip {table} postrouting {rule}");
+    }
+    netns.nft(&script).map(drop)
+}
+
 /// Replaces the services of a node.
 pub fn install(netns: &Netns, services: &[Service]) -> Result<(), LabError> {
     let mut rules = String::new();
@@ -45,23 +72,9 @@ pub fn install(netns: &Netns, services: &[Service]) -> Result<(), LabError> {
             let _ = writeln!(rules, "add rule ip lab_proxy services {matching} dnat to {}", service.endpoint);
         }
     }
-    netns
-        .nft(&format!(
-            "add table ip lab_proxy\n\
-             delete table ip lab_proxy\n\
-             add table ip lab_proxy\n\
-             add chain ip lab_proxy services\n\
-             add chain ip lab_proxy prerouting {{ type nat hook prerouting priority dstnat; }}\n\
-             add chain ip lab_proxy output {{ type nat hook output priority -100; }}\n\
-             add chain ip lab_proxy postrouting {{ type nat hook postrouting priority srcnat; }}\n\
-             {rules}\
-             add rule ip lab_proxy prerouting jump services\n\
-             add rule ip lab_proxy output jump services\n\
-             add rule ip lab_proxy postrouting meta mark and 0x4000 != 0x4000 return\n\
-             add rule ip lab_proxy postrouting meta mark set meta mark xor 0x4000\n\
-             add rule ip lab_proxy postrouting masquerade fully-random\n"
-        ))
-        .map(drop)
+    let leaving =
+        ["meta mark and 0x4000 != 0x4000 return", "meta mark set meta mark xor 0x4000", "masquerade fully-random"];
+    replace(netns, "lab_proxy", ("jump services", "services"), &rules, &leaving)
 }
 
 /// Removes all services of a node.
@@ -82,21 +95,8 @@ pub fn install_host_port(netns: &Netns, port: u16, endpoint: SocketAddrV4) -> Re
         }
         let _ = writeln!(rules, "add rule ip lab_portmap dn {proto} dport {port} dnat to {endpoint}");
     }
-    netns
-        .nft(&format!(
-            "add table ip lab_portmap\n\
-             delete table ip lab_portmap\n\
-             add table ip lab_portmap\n\
-             add chain ip lab_portmap dn\n\
-             add chain ip lab_portmap prerouting {{ type nat hook prerouting priority dstnat; }}\n\
-             add chain ip lab_portmap output {{ type nat hook output priority -100; }}\n\
-             add chain ip lab_portmap postrouting {{ type nat hook postrouting priority srcnat; }}\n\
-             {rules}\
-             add rule ip lab_portmap prerouting fib daddr type local jump dn\n\
-             add rule ip lab_portmap output fib daddr type local jump dn\n\
-             add rule ip lab_portmap postrouting meta mark and 0x2000 == 0x2000 masquerade\n"
-        ))
-        .map(drop)
+    let leaving = ["meta mark and 0x2000 == 0x2000 masquerade"];
+    replace(netns, "lab_portmap", ("fib daddr type local jump dn", "dn"), &rules, &leaving)
 }
 
 /// A `NodePort` with `externalTrafficPolicy: Local`, as kube-proxy makes it: pods of `pods` and the node itself reach any endpoint,
@@ -117,19 +117,6 @@ pub fn install_local_node_port(
         let verdict = own.map_or_else(|| "drop".to_owned(), |own| format!("dnat to {own}"));
         let _ = writeln!(rules, "{matching} {verdict}");
     }
-    netns
-        .nft(&format!(
-            "add table ip lab_local\n\
-             delete table ip lab_local\n\
-             add table ip lab_local\n\
-             add chain ip lab_local ext\n\
-             add chain ip lab_local prerouting {{ type nat hook prerouting priority dstnat; }}\n\
-             add chain ip lab_local output {{ type nat hook output priority -100; }}\n\
-             add chain ip lab_local postrouting {{ type nat hook postrouting priority srcnat; }}\n\
-             {rules}\
-             add rule ip lab_local prerouting fib daddr type local jump ext\n\
-             add rule ip lab_local output fib daddr type local jump ext\n\
-             add rule ip lab_local postrouting meta mark and 0x4000 == 0x4000 masquerade fully-random\n"
-        ))
-        .map(drop)
+    let leaving = ["meta mark and 0x4000 == 0x4000 masquerade fully-random"];
+    replace(netns, "lab_local", ("fib daddr type local jump ext", "ext"), &rules, &leaving)
 }
