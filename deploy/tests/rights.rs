@@ -4,11 +4,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
+use bulkhead_deploy::kept::root;
 
 /// The rules of a rendered role: `group resource verb [name]`, one for each.
 fn rules(manifest: &str, kind: &str, name: &str) -> BTreeSet<String> {
