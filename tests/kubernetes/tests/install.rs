@@ -254,10 +254,12 @@ fn unfit_nodes_are_left_alone_and_an_uninstall_leaves_nothing() -> Result<(), La
     expect_nothing_left(&cluster, &clean)?;
 
     println!("installed again, the pods started again");
-    bulkhead::install(&cluster, &[])?;
-    for namespace in ["a", "b"] {
+    bulkhead::apply(&cluster, &[])?;
+    // Their sandboxes are taken down by the network that is there by then.
+    for namespace in ["a", "b", "early", "kube-system"] {
         cluster.kubectl().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=120s"])?;
     }
+    bulkhead::await_ready(&cluster)?;
     await_status(&cluster, "b", "isolated")?;
     Tenants::start(&cluster, "after")?.expect_apart()
 }
