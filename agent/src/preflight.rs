@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io, thread};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
+use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 use serde_json::Value;
 use thiserror::Error;
@@ -41,11 +42,11 @@ pub enum Obstacle {
     #[error("the kernel shows no BTF at {}; boot a kernel that is built with CONFIG_DEBUG_INFO_BTF", .0.display())]
     NoBtf(PathBuf),
     /// A feature.
-    #[error("the kernel refuses {what}: {error}; load the module, or boot a kernel that has it")]
+    #[error("the kernel refuses {what}: {error}")]
     Kernel {
         /// Which, with its modules.
         what: &'static str,
-        /// In its own words.
+        /// In its own words, and what to do.
         error: String,
     },
     /// The runtime takes that file instead of ours.
@@ -272,7 +273,8 @@ pub fn try_kernel(port: u16) -> Vec<Obstacle> {
         // Only a thread that has left the host's namespace may go on.
         match left {
             Ok(()) => in_empty_namespace(port),
-            Err(error) => Err(kernel("a network namespace (CAP_SYS_ADMIN)", &io::Error::from(error))),
+            Err(Errno::PERM) => Err(kernel("a network namespace", &"not permitted; the agent needs CAP_SYS_ADMIN")),
+            Err(error) => Err(kernel("a network namespace", &io::Error::from(error))),
         }
     });
     let outcome = tried.and_then(|thread| thread.join().map_err(|_| io::Error::other("its thread broke off")));
@@ -283,8 +285,11 @@ pub fn try_kernel(port: u16) -> Vec<Obstacle> {
     }
 }
 
-fn kernel(what: &'static str, error: &dyn std::error::Error) -> Obstacle {
-    Obstacle::Kernel { what, error: error.to_string() }
+fn kernel(what: &'static str, error: &dyn std::fmt::Display) -> Obstacle {
+    let error = error.to_string();
+    // A process that may not do it learns nothing of the kernel.
+    let hint = if error.contains("CAP_") { "" } else { "; load the module, or boot a kernel that has it" };
+    Obstacle::Kernel { what, error: error + hint }
 }
 
 fn in_empty_namespace(port: u16) -> Result<(), Obstacle> {

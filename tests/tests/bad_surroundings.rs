@@ -100,7 +100,10 @@ fn an_agent_says_what_is_wrong_around_it() -> Result<(), LabError> {
     complains(node, "the port taken", command_again(node)?, &["4789"])?;
     drop(taken);
     println!("etcd and flags");
-    complains(node, "etcd out of reach", replaced(&command, "--etcd-endpoints", "http://10.123.0.1:1"), &["etcd"])?;
+    // By the state that the agents before have cached, one starts without etcd.
+    let forgetful = replaced(&command, "--state-dir", &node.dir().join("no-state").display().to_string());
+    let unreachable = replaced(&forgetful, "--etcd-endpoints", "http://10.123.0.1:1");
+    complains(node, "etcd out of reach", unreachable, &["etcd"])?;
     for (flag, value) in [
         ("--node-ip", "10.9.9.9"),
         ("--node-ip", "127.0.0.1"),

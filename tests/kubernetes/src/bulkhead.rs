@@ -150,6 +150,12 @@ pub fn await_ready(cluster: &Cluster) -> Result<(), LabError> {
     cluster.await_nodes_ready().and_then(|()| cluster.await_dns()).map_err(|error| explain(cluster, &error))
 }
 
+/// Waits until one node is ready, whatever the others are.
+pub fn await_node(cluster: &Cluster, node: &str) -> Result<(), LabError> {
+    let ready = cluster.kubectl().wait("condition=Ready", &["node", node], ROLLED_OUT);
+    ready.map(drop).map_err(|error| explain(cluster, &error))
+}
+
 /// An error with what the pods say.
 fn explain(cluster: &Cluster, error: &LabError) -> LabError {
     let mut text = error.to_string();

@@ -137,7 +137,7 @@ fn unfit_nodes_are_left_alone(cluster: &Cluster) -> Result<(), LabError> {
     println!("every node that is not fit says why");
     FAULTS.iter().try_for_each(|fault| says_why(cluster, fault))?;
     println!("a node without fault works");
-    cluster.await_ready(CONTROL)?;
+    bulkhead::await_node(cluster, CONTROL)?;
     create(cluster, &["early"])?;
     let (one, two) = (Pod::start(cluster, "early", "one", CONTROL)?, Pod::start(cluster, "early", "two", CONTROL)?);
     await_reach(&one, two.address())?;
@@ -183,7 +183,7 @@ impl Tenants {
 
 /// A fault that comes later than the node was taken up takes nothing down.
 fn a_node_at_work_goes_on(cluster: &Cluster, tenants: &Tenants) -> Result<(), LabError> {
-    let flow = Pings::start("a/one -> a/two", &tenants.one, tenants.two.address(), Duration::from_secs(30))?;
+    let flow = Pings::start("a/one -> a/two", &tenants.one, tenants.two.address(), Duration::from_secs(20))?;
     on(cluster, "n1", FAULTS[0].make)?;
     let agent = bulkhead::agent_on(cluster, "n1")?;
     cluster.kubectl().run(&["-n", bulkhead::NAMESPACE, "delete", "pod", &agent])?;
@@ -254,10 +254,12 @@ fn unfit_nodes_are_left_alone_and_an_uninstall_leaves_nothing() -> Result<(), La
     expect_nothing_left(&cluster, &clean)?;
 
     println!("installed again, the pods started again");
-    bulkhead::install(&cluster, &[])?;
-    for namespace in ["a", "b"] {
+    bulkhead::apply(&cluster, &[])?;
+    // Their sandboxes are taken down by the network that is there by then.
+    for namespace in ["a", "b", "early", "kube-system"] {
         cluster.kubectl().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=120s"])?;
     }
+    bulkhead::await_ready(&cluster)?;
     await_status(&cluster, "b", "isolated")?;
     Tenants::start(&cluster, "after")?.expect_apart()
 }
