@@ -16,10 +16,12 @@ use crate::node::Node;
 pub struct Stock(BTreeMap<String, BTreeSet<String>>);
 
 /// Commands whose output's lines are what a node holds.
-const LISTS: [(&str, &[&str]); 6] = [
+const LISTS: [(&str, &[&str]); 7] = [
     ("network namespace", &["ls", "/run/netns"]),
     ("program on a device", &["sh", "-c", "bpftool net show | sed 's/ id [0-9]*//g'"]),
-    ("nftables rule", &["sh", "-c", "nft -s list ruleset 2>/dev/null || true"]),
+    ("nftables rule", &["sh", "-c", "nft -s list table ip bulkhead 2>/dev/null || true"]),
+    // kube-proxy's own come when it gets to them.
+    ("iptables rule", &["sh", "-c", "iptables-save 2>/dev/null | grep '^-A' | grep -v KUBE || true"]),
     ("spooled DEL", &["sh", "-c", "ls /run/bulkhead/spool 2>/dev/null || true"]),
     ("CNI result", &["sh", "-c", "find /var/lib/cni -type f"]),
     ("rule", &["ip", "rule"]),

@@ -1,5 +1,6 @@
 //! `bulkhead-kubernetes-lab`: a real Kubernetes on this machine, its nodes network namespaces.
 
+mod critest;
 mod demo;
 mod e2e;
 mod inside;
@@ -39,6 +40,17 @@ enum Verb {
         /// Where all that they say goes.
         #[arg(long, default_value = "e2e.log")]
         log: std::path::PathBuf,
+    },
+    /// Runs the upstream tests of a container runtime on a cluster of their own, and says how they ended.
+    Critest {
+        /// The program that tests/kubernetes/critest/build.sh makes.
+        program: std::path::PathBuf,
+        /// Specs whose names match this.
+        #[arg(long, default_value = "Networking")]
+        focus: String,
+        /// What connects the pods.
+        #[arg(long, value_enum, default_value_t = Connect::Bulkhead)]
+        network: Connect,
     },
     /// Runs kubectl on the cluster that is up, as an administrator.
     Kubectl {
@@ -151,6 +163,9 @@ fn main() -> ExitCode {
         Verb::E2e { shape, focus, skip, log } => {
             shape.start().and_then(|cluster| e2e::run(&cluster, &focus, skip.as_deref(), &log))
         }
+        Verb::Critest { program, focus, network } => Shape { nodes: 1, proxy: Proxy::Iptables, network }
+            .start()
+            .and_then(|cluster| critest::run(&cluster, &program, &focus)),
         Verb::Demo => Cluster::builder().start().and_then(|cluster| {
             signals::remove_on_signal(cluster.id())?;
             demo::show(&cluster)
