@@ -48,7 +48,8 @@ demo-kubernetes: kubernetes-programs build ## From a cluster without a network t
 
 test-kubernetes: kubernetes-programs build ## The chart by Helm, and the suites on a real Kubernetes: needs root, leaves nothing behind
 	$(CARGO) test -p bulkhead-deploy --features helm --test manifest
-	$(CARGO) test -p bulkhead-kubernetes-tests
+	$(CARGO) test -p bulkhead-kubernetes-tests --lib --bins
+	tests/kubernetes/run
 
 lint: setup ## Formatting and lints, warnings denied
 	$(CARGO) fmt --all --check
