@@ -35,7 +35,10 @@ pub fn install(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     cluster
         .kubectl()
         .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string())?;
-    cluster.kubectl().apply(&secret(cluster)?)?;
+    // The setup of the bundled etcd makes its own, and takes for it what is there.
+    if !values.contains(&"etcd.mode=bundled") {
+        cluster.kubectl().apply(&secret(cluster)?)?;
+    }
     cluster.kubectl().apply(&manifests(cluster, values)?)?;
     await_ready(cluster)
 }

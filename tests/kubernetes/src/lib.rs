@@ -6,6 +6,7 @@
 //! the next that starts.
 
 pub mod bulkhead;
+pub mod bundled;
 pub mod caretaker;
 pub mod certificates;
 pub mod cluster;
