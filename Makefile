@@ -37,6 +37,7 @@ test: build ## Every test but those on a real Kubernetes: needs root, leaves not
 kubernetes-programs: ## Build the Kubernetes of the lab, once, into a cache outside the tree
 	@scripts/setup kubernetes
 	tests/kubernetes/build/build.sh
+	@scripts/etcd
 
 kubernetes-lab: kubernetes-programs ## A real Kubernetes on this machine, left up for you to try things on
 	$(CARGO) build -p bulkhead-kubernetes-tests

@@ -1,7 +1,9 @@
 //! `bulkhead restore FILE`: writes a backup below the prefix and asks for a higher epoch.
 //!
 //! No controller may lead meanwhile: it would act on half of the state. The wish for a higher epoch is written first, so that
-//! whoever leads next raises it before it gives any number out; agents keep their last state until then.
+//! whoever leads next raises it before it gives any number out. With it goes the cluster's entry, with an epoch below the one
+//! that was: at that agents stop to obey, and keep their last state until the epoch is higher than ever. So they see nothing of
+//! what is between, and nothing of what the backup lacks.
 
 use std::path::Path;
 
@@ -53,7 +55,11 @@ pub async fn restore(
     let mut wanted = Vec::new();
     for saved in &backup.entries {
         let (key, value) = (format!("{prefix}/{}", saved.key), saved.bytes().map_err(CliError::Usage)?);
-        let value = if key == keys.ledger_cluster() { with_epoch(&value, epoch) } else { value };
+        let value = if key == keys.ledger_cluster() {
+            with_epoch(&value, epoch.map(|epoch| epoch.saturating_sub(1)))
+        } else {
+            value
+        };
         wanted.push((key, value));
     }
     // The config last: without one, nobody takes the prefix for a cluster.
@@ -63,7 +69,7 @@ pub async fn restore(
         .filter(|entry| entry.key != keys.restore() && !wanted.iter().any(|(key, _)| *key == entry.key))
         .map(|entry| entry.key.clone())
         .collect();
-    write(&store, &keys, &wanted, &extra, force).await?;
+    write(&store, &keys, (&wanted, &extra), epoch, force).await?;
     let report = Report { keys: wanted.len(), removed: extra.len(), epoch };
     let mut sentences = vec![format!("{} keys are written", report.keys)];
     if report.removed > 0 {
@@ -97,7 +103,10 @@ async fn free(store: &Store, prefix: &str, keys: &Keys, force: bool) -> Result<V
 fn highest_epoch(backup: &Backup, keys: &Keys, there: &[Entry]) -> Option<u64> {
     let current = there.iter().find(|entry| entry.key == keys.ledger_cluster());
     let current = current.and_then(|entry| ledger::parse::<ClusterEntry>(&entry.value).ok()).map(|entry| entry.epoch);
-    backup.epoch.max(current)
+    // A restore that was begun before has lowered that, and says in its wish what it was.
+    let wish = there.iter().find(|entry| entry.key == keys.restore());
+    let begun = wish.and_then(|entry| RestoreRecord::parse(&entry.value).ok()).and_then(|wish| wish.above);
+    backup.epoch.max(current).max(begun)
 }
 
 fn with_epoch(value: &[u8], epoch: Option<u64>) -> Vec<u8> {
@@ -110,19 +119,23 @@ fn with_epoch(value: &[u8], epoch: Option<u64>) -> Vec<u8> {
 async fn write(
     store: &Store,
     keys: &Keys,
-    wanted: &[(String, Vec<u8>)],
-    extra: &[String],
+    (wanted, extra): (&[(String, Vec<u8>)], &[String]),
+    above: Option<u64>,
     force: bool,
 ) -> Result<(), CliError> {
     let unless_there = |txn: Txn, key: &str| if force { txn } else { txn.when(Compare::absent(key)) };
     // What is gone on is gone on whole: a second try after a failure finds keys, and takes --force.
-    let wish = RestoreRecord::asking(&words(), None);
-    commit(store, unless_there(Txn::new(), &keys.restore()).put(keys.restore(), wish.to_json())).await?;
+    let wish = RestoreRecord::asking(&words(), above);
+    let mut first = unless_there(Txn::new(), &keys.restore()).put(keys.restore(), wish.to_json());
+    if let Some((key, value)) = wanted.iter().find(|(key, _)| *key == keys.ledger_cluster()) {
+        first = unless_there(first, key).put(key.clone(), value.clone());
+    }
+    commit(store, first).await?;
     for chunk in extra.chunks(MAX_RECORDS) {
         commit(store, chunk.iter().fold(Txn::new(), |txn, key| txn.delete(key.clone()))).await?;
     }
     let (mut txn, mut bytes) = (Txn::new(), 0);
-    for (key, value) in wanted {
+    for (key, value) in wanted.iter().filter(|(key, _)| *key != keys.ledger_cluster()) {
         let size = 2 * key.len() + value.len() + 200;
         // The config alone, when all else is there.
         if txn.operations() == MAX_RECORDS || bytes + size > MAX_BYTES || *key == keys.config() {

@@ -96,9 +96,9 @@ async fn the_clusters_own_etcd_lets_us_below_our_prefix_only() {
         worked(&etcd.etcdctl("kube-apiserver-etcd-client", None, &["put", key, "1"]));
         let put = etcd.etcdctl("bulkhead", None, &["put", key, "2"]);
         if may_write {
-            worked(&put)
+            worked(&put);
         } else {
-            denied(&put)
+            denied(&put);
         }
         denied(&etcd.etcdctl("bulkhead-agent", None, &["put", key, "3"]));
         denied(&etcd.etcdctl("nobody", None, &["get", key]));

@@ -43,7 +43,10 @@ pub fn apply(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     cluster
         .kubectl()
         .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string())?;
-    cluster.kubectl().apply(&secret(cluster)?)?;
+    // The setup of the bundled etcd makes its own, and takes for it what is there.
+    if !values.contains(&"etcd.mode=bundled") {
+        cluster.kubectl().apply(&secret(cluster)?)?;
+    }
     cluster.kubectl().apply(&manifests(cluster, values)?).map(drop)
 }
 

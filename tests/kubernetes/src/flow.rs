@@ -52,7 +52,11 @@ impl Pings {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let answer = format!("/tmp/pings{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let (interval, count) = (INTERVAL.as_secs_f64(), during.as_millis() / INTERVAL.as_millis());
-        from.exec_ok(&["sh", "-c", &format!("ping -q -i {interval:.3} -c {count} -W 1 {to} >{answer} 2>&1 &")])?;
+        from.exec_ok(&[
+            "sh",
+            "-c",
+            &format!("ping -q -i {interval:.3} -c {count} -W 1 {to} >{answer} 2>&1 & echo $! >{answer}.pid"),
+        ])?;
         Ok(Self { name: name.to_owned(), from: from.clone(), answer, until: Instant::now() + during })
     }
 
@@ -60,6 +64,18 @@ impl Pings {
     fn count(&self) -> Option<Count> {
         let output = self.from.exec(&["cat", &self.answer]).ok()?;
         counted(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// Ends them now, which must be before their time. The last one may be on its way, so one that has no answer is none.
+    pub fn stop(self) -> Result<Count, LabError> {
+        if let Some(count) = self.count() {
+            return Err(LabError::Broken(format!("the pings {} had ended already: {count}", self.name)));
+        }
+        // ping(8) tells its counts at this signal; the shell that started it made it deaf to SIGINT.
+        self.from.exec_ok(&["sh", "-c", &format!("kill -ALRM $(cat {}.pid)", self.answer)])?;
+        let count = wait::until(&format!("the end of the pings {}", self.name), PATIENCE, || self.count())?;
+        let on_its_way = u64::from(count.sent == count.answered + 1);
+        Ok(Count { sent: count.sent - on_its_way, ..count })
     }
 
     /// Waits for the last one.
@@ -83,6 +99,20 @@ pub fn expect_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
     }
     if !early.is_empty() {
         wrong.push(format!("ended before it was over: {}", early.join(", ")));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
+}
+
+/// Ends them all; more than the last one of any unanswered is an error. Prints the counts.
+pub fn stop_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
+    let mut wrong = Vec::new();
+    for flow in flows {
+        let name = flow.name.clone();
+        let count = flow.stop()?;
+        println!("  ping {name}: {count}");
+        if !count.is_whole() {
+            wrong.push(format!("{name}: {count}"));
+        }
     }
     if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
 }

@@ -6,6 +6,7 @@
 //! whose process was killed is removed by the next that starts.
 
 pub mod bulkhead;
+pub mod bundled;
 pub mod caretaker;
 pub mod certificates;
 pub mod cluster;

@@ -1,0 +1,178 @@
+//! The etcd that the chart brings along, on a real Kubernetes: installed from nothing, updated, a member's node without power,
+//! and a backup put back under running pods, some of which it knows nothing of. Needs root, the programs of `build/build.sh`
+//! and Go, for `scripts/etcd`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use bulkhead_kubernetes_tests::bulkhead::{self, NAMESPACE};
+use bulkhead_kubernetes_tests::flow::{Pings, stop_whole};
+use bulkhead_kubernetes_tests::tenants::{await_reach, await_silence, create, declare};
+use bulkhead_kubernetes_tests::{Cluster, Pod, bundled};
+use bulkhead_tests::error::LabError;
+use bulkhead_tests::wait;
+
+const MEMBERS: [&str; 3] = ["control", "n1", "n2"];
+/// A quota that is not the chart's default, and a history short enough to end within the test.
+const QUOTA: f64 = 536_870_912.0;
+const VALUES: [&str; 2] = ["etcd.bundled.quotaBackendBytes=536870912", "etcd.bundled.autoCompactionRetention=1m"];
+/// While members are replaced the leader may move, and with it the controllers' lease.
+const IN_FORCE: Duration = Duration::from_secs(40);
+
+fn annotation(cluster: &Cluster, kind: &str, name: &str, key: &str) -> Result<String, LabError> {
+    let object = cluster.kubectl().json(&["get", kind, name])?;
+    Ok(object["metadata"]["annotations"][key].as_str().unwrap_or_default().to_owned())
+}
+
+/// Waits until a namespace's status begins so.
+fn await_in_force(cluster: &Cluster, namespace: &str, beginning: &str) -> Result<(), LabError> {
+    wait::until_or(&format!("{namespace}: {beginning}"), IN_FORCE, || {
+        let found = annotation(cluster, "namespace", namespace, "bulkhead.dev/network-status");
+        let found = found.map_err(|error| error.to_string())?;
+        if found.starts_with(beginning) { Ok(()) } else { Err(found) }
+    })
+}
+
+/// The VNIs and subnets that Kubernetes shows.
+fn shown(cluster: &Cluster) -> Result<BTreeMap<String, String>, LabError> {
+    let mut shown = BTreeMap::new();
+    for (kind, key) in [("namespaces", "bulkhead.dev/vni"), ("nodes", "bulkhead.dev/subnet")] {
+        let list = cluster.kubectl().json(&["get", kind])?;
+        for object in list["items"].as_array().into_iter().flatten() {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let text = object["metadata"]["annotations"][key].as_str().unwrap_or_default();
+            shown.insert(format!("{kind}/{name}"), text.to_owned());
+        }
+    }
+    Ok(shown)
+}
+
+/// Waits until everything shows its number or subnet.
+fn await_shown(cluster: &Cluster) -> Result<BTreeMap<String, String>, LabError> {
+    wait::until_or("all numbers and subnets being shown", IN_FORCE, || {
+        let shown = shown(cluster).map_err(|error| error.to_string())?;
+        if shown.values().all(|text| !text.is_empty()) { Ok(shown) } else { Err(format!("{shown:?}")) }
+    })
+}
+
+fn epoch(cluster: &Cluster) -> Result<u64, LabError> {
+    let text = bundled::bulkhead(cluster, &["config", "show", "-o", "json"], &[])?;
+    Ok(serde_json::from_str::<serde_json::Value>(&text).unwrap()["epoch"].as_u64().unwrap())
+}
+
+fn rolled_out(cluster: &Cluster, what: &str) -> Result<(), LabError> {
+    cluster.kubectl().run(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=180s"]).map(drop)
+}
+
+/// Until it is stopped.
+fn flow(name: &str, from: &Pod, to: &Pod) -> Result<Pings, LabError> {
+    Pings::start(name, from, to.address(), Duration::from_mins(15))
+}
+
+#[test]
+fn the_bundled_etcd_is_updated_loses_a_node_and_is_restored_under_running_pods() -> Result<(), LabError> {
+    let cluster = Cluster::builder().start()?;
+    let kubectl = cluster.kubectl();
+    bundled::install(&cluster, &VALUES)?;
+    rolled_out(&cluster, "daemonset/bulkhead-etcd")?;
+    for member in MEMBERS {
+        assert_eq!(bundled::metric(&cluster, member, "etcd_server_quota_backend_bytes"), Some(QUOTA), "{member}");
+    }
+    create(&cluster, &["a", "b"])?;
+    let web = Pod::start(&cluster, "a", "web", "n1")?;
+    let friend = Pod::start(&cluster, "a", "friend", "control")?;
+    let stranger = Pod::start(&cluster, "b", "stranger", "control")?;
+    assert!(friend.pings(web.address())? && !stranger.pings(web.address())?);
+
+    println!("a rolling update of the members, while tenants and pods come");
+    let running = flow("a/friend -> a/web", &friend, &web)?;
+    kubectl.run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/bulkhead-etcd"])?;
+    thread::scope(|scope| {
+        let update = scope.spawn(|| rolled_out(&cluster, "daemonset/bulkhead-etcd"));
+        let mut number = 0;
+        while !update.is_finished() {
+            number += 1;
+            let name = format!("during{number}");
+            create(&cluster, &[&name])?;
+            declare(&cluster, &name, Some("join:a"))?;
+            await_in_force(&cluster, &name, "joined to a")?;
+            let pod = Pod::start(&cluster, &name, "pod", "n2")?;
+            await_reach(&pod, web.address())?;
+            kubectl.run(&["-n", &name, "delete", "pod", "pod", "--wait=false"])?;
+        }
+        println!("  {number} tenants with a pod each meanwhile");
+        assert!(number > 0);
+        update.join().unwrap()
+    })?;
+    stop_whole(vec![running], "the members were updated")?;
+
+    println!("a member's node without power");
+    let running = flow("a/friend -> a/web", &friend, &web)?;
+    cluster.power_off("n2")?;
+    create(&cluster, &["c"])?;
+    await_in_force(&cluster, "c", "isolated")?;
+    cluster.power_on("n2")?;
+    wait::until_or("n2's member being one of the others'", Duration::from_mins(2), || {
+        match bundled::metric(&cluster, "n2", "etcd_server_has_leader") {
+            Some(1.0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    bulkhead::await_ready(&cluster)?;
+    rolled_out(&cluster, "daemonset/bulkhead-etcd")?;
+    stop_whole(vec![running], "a member's node was rebooted")?;
+
+    println!("a backup, then a tenant and a node that it knows nothing of");
+    await_shown(&cluster)?;
+    let words = ["-n", NAMESPACE, "exec", "deploy/bulkhead-controller", "--", "bulkhead", "backup", "-"];
+    let backup = kubectl.run(&words)?;
+    create(&cluster, &["young"])?;
+    assert_eq!(cluster.add_node()?, "n3");
+    cluster.await_ready("n3")?;
+    let one = Pod::start(&cluster, "young", "one", "n1")?;
+    let two = Pod::start(&cluster, "young", "two", "n3")?;
+    let away = Pod::start(&cluster, "a", "away", "n3")?;
+    await_reach(&one, two.address())?;
+    await_reach(&away, web.address())?;
+    let before = await_shown(&cluster)?;
+
+    println!("the backup is put back");
+    let running = vec![
+        flow("young/one -> young/two", &one, &two)?,
+        flow("a/away -> a/web", &away, &web)?,
+        flow("a/friend -> a/web", &friend, &web)?,
+    ];
+    let was = epoch(&cluster)?;
+    kubectl.run(&["-n", NAMESPACE, "scale", "deploy/bulkhead-controller", "--replicas=0"])?;
+    wait::until_or("the backup being put back", Duration::from_mins(1), || {
+        let put = bundled::bulkhead(&cluster, &["restore", "-", "--yes", "--force"], backup.as_bytes());
+        put.map_err(|error| error.to_string())
+    })?;
+    kubectl.run(&["-n", NAMESPACE, "scale", "deploy/bulkhead-controller", "--replicas=2"])?;
+    rolled_out(&cluster, "deployment/bulkhead-controller")?;
+    wait::until_or("the epoch being raised", IN_FORCE, || match epoch(&cluster) {
+        Ok(now) if now > was => Ok(()),
+        other => Err(format!("{other:?}, was {was}")),
+    })?;
+    create(&cluster, &["after"])?;
+    await_in_force(&cluster, "after", "isolated")?;
+    await_in_force(&cluster, "young", "isolated")?;
+    let after = await_shown(&cluster)?;
+    for (name, text) in &before {
+        assert_eq!(after.get(name), Some(text), "{name} is renumbered");
+    }
+    let new: u32 = after["namespaces/after"].parse().unwrap();
+    assert!(before.values().all(|text| *text != after["namespaces/after"]) && new > 1 << 20, "{new}");
+    let ledger = bundled::bulkhead(&cluster, &["node", "list"], &[])?;
+    assert!(ledger.contains(&before["nodes/n3"]), "{ledger}");
+    let friend_of_new = Pod::start(&cluster, "young", "three", "n2")?;
+    await_reach(&friend_of_new, two.address())?;
+    await_silence(&friend_of_new, web.address())?;
+    stop_whole(running, "a backup was put back")?;
+
+    let compacted = bundled::metric(&cluster, "n1", "etcd_debugging_mvcc_compact_revision");
+    assert!(compacted.is_some_and(|revision| revision > 0.0), "history is kept for ever: {compacted:?}");
+    Ok(())
+}
