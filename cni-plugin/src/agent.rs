@@ -40,6 +40,14 @@ impl AgentError {
         matches!(self, Self::Away(_) | Self::Closed)
     }
 
+    /// Whether one was there since the node booted, and is no more: its socket is left.
+    pub fn has_left(&self) -> bool {
+        match self {
+            Self::Away(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            _ => matches!(self, Self::Closed),
+        }
+    }
+
     /// The failure of a call, with the code of an agent that is away or stuck.
     pub fn into_failure(self, socket: &Path, away: Code) -> Failure {
         let (code, advice) = match &self {

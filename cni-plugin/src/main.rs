@@ -6,6 +6,7 @@
 //! Promises: nothing is done before all input has been checked; stdout carries the answer and nothing else; stderr
 //! carries failures only; one thread, no buffer larger than the input.
 
+mod absence;
 mod agent;
 mod config;
 mod environment;

@@ -5,7 +5,7 @@
 //! | ADD | waits up to 5 s, then fails with code 11 |
 //! | DEL | goes to the spool and succeeds |
 //! | CHECK, GC | fail with code 11 |
-//! | STATUS | fails with code 50 |
+//! | STATUS | succeeds for two minutes, then fails with code 50; at once where none was there since the node booted |
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
@@ -17,6 +17,7 @@ use bulkhead_core::protocol::{CniCall, Command, Reply, Request, encode};
 use rustix::fd::AsFd;
 use serde_json::Value;
 
+use crate::absence;
 use crate::agent::{AgentError, Question};
 use crate::config::Config;
 use crate::environment::Call;
@@ -79,9 +80,7 @@ pub fn carry_out(call: Call, config: Config) -> Result<Option<Value>, Failure> {
         (Command::Del, Request::Cni(call), Some(attachment)) => {
             ask_or_spool(&question, || spool::write(&config.spool, attachment, call))
         }
-        (Command::Status, ..) => {
-            question.ask().map_err(|error| error.into_failure(&question.socket, Code::Unavailable))
-        }
+        (Command::Status, ..) => ask_leniently(&question),
         _ => question.ask().map_err(|error| error.into_failure(&question.socket, Code::TryAgainLater)),
     }?;
     match (command, reply) {
@@ -111,6 +110,18 @@ fn ask_patiently(question: &Question) -> Result<Reply, Failure> {
             return Err(error.into_failure(&question.socket, Code::TryAgainLater));
         }
         sleep(ADD_STEP);
+    }
+}
+
+/// STATUS: an agent that has left a moment ago is coming back.
+fn ask_leniently(question: &Question) -> Result<Reply, Failure> {
+    match question.ask() {
+        Ok(reply) => {
+            absence::is_over(&question.socket);
+            Ok(reply)
+        }
+        Err(error) if error.has_left() && absence::is_short(&question.socket) => Ok(Reply::Done),
+        Err(error) => Err(error.into_failure(&question.socket, Code::Unavailable)),
     }
 }
 

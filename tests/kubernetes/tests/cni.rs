@@ -15,6 +15,7 @@ use bulkhead_tests::wait;
 use serde_json::{Value, json};
 
 const CONFLIST: &str = "/etc/cni/net.d/10-bulkhead.conflist";
+const AWAY: &str = "/run/bulkhead/agent.sock.away";
 /// The kubelet asks the runtime every five seconds, and tells the API server every ten.
 const TOLD: Duration = Duration::from_mins(2);
 
@@ -83,7 +84,12 @@ fn agents_where(cluster: &Cluster, selector: &Value) -> Result<(), LabError> {
 
 /// Calls of the runtime itself: the kubelet passes on what it hears.
 fn status_is_asked_for(cluster: &Cluster, web: &Pod, friend: &Pod) -> Result<(), LabError> {
+    let n1 = cluster.node("n1")?;
     agents_where(cluster, &json!({"nobody": "here"}))?;
+    // An agent is missed after two minutes only, so that an upgrade makes no node NotReady. They pass faster here.
+    wait::until("the agent being asked for and missed", TOLD, || n1.exec(&["test", "-e", AWAY], &[]).ok())?;
+    assert!(ready_message(cluster, "n1").0);
+    n1.exec(&["touch", "-d", "-3 minutes", AWAY], &[])?;
     let message = wait::until_or("n1 being not ready", TOLD, || match ready_message(cluster, "n1") {
         (false, message) if message.contains("agent") => Ok(message),
         other => Err(format!("{other:?}")),
