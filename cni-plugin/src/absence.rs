@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bulkhead_core::protocol::away_mark;
 
 /// How long an agent may be away before its node takes no pods any more.
-pub const GRACE: Duration = Duration::from_secs(120);
+pub const GRACE: Duration = Duration::from_mins(2);
 
 /// Nobody answered: whether that is so for less than [`GRACE`]. Nothing is granted where it cannot be written down.
 pub fn is_short(socket: &Path) -> bool {

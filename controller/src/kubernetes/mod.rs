@@ -4,6 +4,7 @@
 //! only a leader writes, only what differs, at a bounded rate.
 
 pub mod absence;
+mod events;
 pub mod memory;
 mod read;
 mod report;

@@ -3,25 +3,23 @@
 //!
 //! Level-triggered: what Kubernetes shows is compared with what it should show, and the difference is written, one
 //! thing after another. Promises: nothing is written but what differs; nothing while another leads; at most one write
-//! each [`PACE`], and the same one again only after [`AGAIN`], however often somebody undoes it. An Event is told once; what
-//! the API server does not answer is told again, [`TELLINGS`] times at most.
+//! each [`PACE`], and the same one again only after [`AGAIN`], however often somebody undoes it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bulkhead_core::annotation::{NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node, ObjectReference};
-use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::events::{self, Events};
 use super::memory::{self, Memory};
 use super::read::NETWORK_UNAVAILABLE;
 use crate::objects::{Condition, Objects};
@@ -34,18 +32,9 @@ pub const AGAIN: Duration = Duration::from_secs(10);
 /// How often the revision that goes with the epoch is written.
 const REVISION_EVERY: Duration = Duration::from_mins(1);
 /// How long the API server may take for one write.
-const LONGEST_WRITE: Duration = Duration::from_secs(10);
-/// How often an Event is tried, with a wait that begins with the next and doubles: two minutes in all.
-const TELLINGS: u32 = 8;
-const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// More Events than that are not kept for later; the oldest go.
-const MOST_UNTOLD: usize = 1024;
-/// How long an Event's note may be (the API server's limit), in bytes.
-const LONGEST_NOTE: usize = 1024;
+pub(super) const LONGEST_WRITE: Duration = Duration::from_secs(10);
 /// Reason of the condition and of the Event of a node that can have no subnet.
 const NO_SUBNET: &str = "BulkheadNoSubnet";
-/// Where Events of objects without a namespace are.
-const CLUSTER_EVENTS: &str = "default";
 /// The name of the writer.
 pub(super) const MANAGER: &str = "bulkhead-controller";
 
@@ -103,16 +92,6 @@ impl Standing {
             Self::NoSubnet(why) => format!("the node has no subnet: {why}"),
         }
     }
-}
-
-/// An Event that is to be told.
-#[derive(Debug)]
-struct Untold {
-    namespace: String,
-    event: Event,
-    /// How often it was tried.
-    tries: u32,
-    due: Instant,
 }
 
 /// What a write is about.
@@ -207,9 +186,9 @@ pub async fn report(
         };
         if wanted.is_none() {
             // Another leads, and tells what it decides.
-            reporter.untold.clear();
+            reporter.events.clear();
         }
-        let told = reporter.tell(now).await;
+        let told = reporter.events.tell(&reporter.client, now).await;
         let until = match next {
             Next::Write(write) => {
                 // What is refused, or never answered, is tried again like any other; it holds up nobody else's.
@@ -229,7 +208,7 @@ pub async fn report(
             Next::Later(time) => time,
             Next::Nothing => now + REVISION_EVERY,
         };
-        let until = reporter.untold.iter().map(|untold| untold.due).chain([until]).min().unwrap_or(until);
+        let until = reporter.events.due().map_or(until, |due| due.min(until));
         tokio::select! {
             changed = reports.changed() => if changed.is_err() { return },
             changed = objects.changed() => if changed.is_err() { return },
@@ -250,12 +229,12 @@ struct Reporter<'a> {
     agent_namespace: &'a str,
     written: HashMap<Subject, (Write, Instant)>,
     remembered: Option<(Memory, Instant)>,
-    untold: VecDeque<Untold>,
+    events: Events,
 }
 
 impl<'a> Reporter<'a> {
     fn new(client: Client, agent_namespace: &'a str) -> Self {
-        Self { client, agent_namespace, written: HashMap::new(), remembered: None, untold: VecDeque::new() }
+        Self { client, agent_namespace, written: HashMap::new(), remembered: None, events: Events::default() }
     }
 
     fn next(&mut self, report: &Report, objects: &Objects, now: Instant) -> Next {
@@ -304,7 +283,7 @@ impl<'a> Reporter<'a> {
             outcome => drop(outcome?),
         }
         info!(namespace = %name, vni = status.vni, status = status.text, "shown in Kubernetes");
-        self.queue(name.as_str(), namespace_event(name, status, reason));
+        self.events.queue(events::of_namespace(name, status, reason));
         Ok(())
     }
 
@@ -317,7 +296,7 @@ impl<'a> Reporter<'a> {
         let (status, reason) = standing.condition();
         info!(node = %name, status, reason, "condition {NETWORK_UNAVAILABLE}");
         if matches!(standing, Standing::NoSubnet(_)) {
-            self.queue(CLUSTER_EVENTS, node_event(name, uid, standing));
+            self.events.queue(events::of_node(name, uid, reason, standing.message()));
         }
         Ok(())
     }
@@ -336,42 +315,6 @@ impl<'a> Reporter<'a> {
         info!(node = %name, subnets = shown.text, "shown in Kubernetes");
         Ok(())
     }
-
-    fn queue(&mut self, namespace: &str, event: Event) {
-        if self.untold.len() >= MOST_UNTOLD {
-            self.untold.pop_front();
-        }
-        self.untold.push_back(Untold { namespace: namespace.to_owned(), event, tries: 0, due: Instant::now() });
-    }
-
-    /// Tells one Event that is due; whether there was one. What may be mended by waiting is told again later.
-    async fn tell(&mut self, now: Instant) -> bool {
-        let Some(place) = self.untold.iter().position(|untold| untold.due <= now) else { return false };
-        let Some(mut untold) = self.untold.remove(place) else { return false };
-        let events = Api::<Event>::namespaced(self.client.clone(), &untold.namespace);
-        let (namespace, reason) = (&untold.namespace, untold.event.reason.clone().unwrap_or_default());
-        let parameters = PostParams::default();
-        let told = tokio::time::timeout(LONGEST_WRITE, events.create(&parameters, &untold.event));
-        let failure = match told.await {
-            Ok(Ok(_)) => return true,
-            // A namespace that is being deleted takes none; one that is there already was told by a call that was not answered.
-            Ok(Err(kube::Error::Api(answer))) if (400..500).contains(&answer.code) && answer.code != 429 => {
-                debug!(namespace, reason, %answer, "no Event");
-                return true;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the API server does not answer".to_owned(),
-        };
-        untold.tries += 1;
-        if untold.tries < TELLINGS {
-            debug!(namespace, reason, failure, "an Event is told again later");
-            untold.due = Instant::now() + TELL_AGAIN * 2_u32.pow(untold.tries - 1);
-            self.untold.push_back(untold);
-        } else {
-            warn!(namespace, reason, failure, "an Event could not be told");
-        }
-        true
-    }
 }
 
 fn params() -> PatchParams {
@@ -385,60 +328,6 @@ fn node_status(standing: &Standing) -> Value {
         "type": NETWORK_UNAVAILABLE, "status": status, "reason": reason, "message": standing.message(),
         "lastHeartbeatTime": now, "lastTransitionTime": now,
     }]}})
-}
-
-fn namespace_event(name: &Namespace, status: &Status, reason: &str) -> Event {
-    // In the namespace itself, where its own users may read.
-    let regarding = ObjectReference {
-        kind: Some("Namespace".to_owned()),
-        name: Some(name.to_string()),
-        namespace: Some(name.to_string()),
-        uid: Some(status.uid.clone()),
-        ..ObjectReference::default()
-    };
-    let note = format!("VNI {}: {}", status.vni, status.text);
-    event(name.as_str(), regarding, status.kind == Kind::InForce, reason, note, "SetNetwork")
-}
-
-fn node_event(name: &NodeName, uid: &str, standing: &Standing) -> Event {
-    let regarding = ObjectReference {
-        kind: Some("Node".to_owned()),
-        name: Some(name.to_string()),
-        uid: Some(uid.to_owned()),
-        ..ObjectReference::default()
-    };
-    event(CLUSTER_EVENTS, regarding, false, standing.condition().1, standing.message(), "GiveSubnet")
-}
-
-fn event(
-    namespace: &str,
-    regarding: ObjectReference,
-    normal: bool,
-    reason: &str,
-    mut note: String,
-    action: &str,
-) -> Event {
-    let now = Timestamp::now();
-    let about = regarding.name.clone().unwrap_or_default();
-    while note.len() > LONGEST_NOTE {
-        note.pop();
-    }
-    Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{about}.{:x}", now.as_nanosecond())),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
-        event_time: Some(MicroTime(now)),
-        regarding: Some(ObjectReference { api_version: Some("v1".to_owned()), ..regarding }),
-        reason: Some(reason.to_owned()),
-        note: Some(note),
-        action: Some(action.to_owned()),
-        type_: Some(if normal { "Normal" } else { "Warning" }.to_owned()),
-        reporting_controller: Some(format!("bulkhead.dev/{MANAGER}")),
-        reporting_instance: Some(MANAGER.to_owned()),
-        ..Event::default()
-    }
 }
 
 #[cfg(test)]
