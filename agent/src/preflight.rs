@@ -104,6 +104,15 @@ pub struct Found {
     pub obstacles: Vec<Obstacle>,
     /// Bulkhead works on this node: its overlay device is up, or pods are wired.
     pub taken_up: bool,
+    /// Bulkhead worked on this node before it booted: its CNI config, which is written last, is there.
+    pub known: bool,
+}
+
+impl Obstacle {
+    /// Whether a node that worked with it before it booted goes on to: what is in the way of others, not of ours.
+    pub const fn is_borne(&self) -> bool {
+        matches!(self, Self::ForeignNetwork { .. } | Self::Clash { .. })
+    }
 }
 
 /// Looks at the node. `network` is the pods' network, once it is known.
@@ -117,7 +126,8 @@ pub fn look(config: &Config, network: Option<Ipv4Network>, host: &mut Netlink) -
         let held = held(host, &links)?;
         obstacles.extend(clash(network, &held));
     }
-    Ok(Found { obstacles, taken_up })
+    let known = config.cni_conf_dir.iter().any(|folder| folder.join(cni_conf::FILE).exists());
+    Ok(Found { obstacles, taken_up, known })
 }
 
 fn is_overlay(link: &Link) -> bool {

@@ -7,8 +7,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use bulkhead_core::protocol::away_mark;
-
 use crate::args::Config;
 use crate::datapath::abi::ABI_VERSION;
 use crate::kernel::{KernelError, Netlink, Op};
@@ -62,7 +60,7 @@ pub fn run(config: &Config) -> Vec<String> {
 /// What the agent and the plugin keep on disk and on the BPF file system.
 fn files(config: &Config) -> Vec<PathBuf> {
     let socket = socket_path(&config.run_dir);
-    let mut files = vec![socket.with_extension("new"), away_mark(&socket), socket];
+    let mut files = vec![socket.with_extension("new"), socket];
     files.extend(["spool", disk::FILE, disk::DAMAGED].map(|name| config.run_dir.join(name)));
     files.extend(["intent.json", "intent.new"].map(|name| config.state_dir.join(name)));
     // The maps of this and of earlier versions.
@@ -111,7 +109,7 @@ mod tests {
     fn what_others_keep_in_our_folders_stays() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
-        let books = ["run/pods.redb", "run/pods.redb.damaged", "run/agent.sock.away"];
+        let books = ["run/pods.redb", "run/pods.redb.damaged"];
         for ours in
             ["run/spool/c1@eth0.json", "state/intent.json", "bpf/v1/state", "state/theirs"].into_iter().chain(books)
         {

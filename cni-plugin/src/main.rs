@@ -6,7 +6,6 @@
 //! Promises: nothing is done before all input has been checked; stdout carries the answer and nothing else; stderr
 //! carries failures only; one thread, no buffer larger than the input.
 
-mod absence;
 mod agent;
 mod config;
 mod environment;

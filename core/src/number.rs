@@ -170,7 +170,7 @@ mod tests {
         let mut jumped = numbers.clone();
         jumped.jump(JUMP);
         numbers.rise(1);
-        assert_eq!(numbers, jumped);
+        assert_eq!(numbers.mark(), jumped.mark());
         numbers.rise(2);
         assert!(numbers.mark() >= 3 * JUMP, "{}", numbers.mark());
         numbers.rise(u64::MAX);

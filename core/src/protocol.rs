@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,13 +20,6 @@ pub const VERSION: u16 = 1;
 pub const MAX_PAYLOAD: usize = 4 << 20;
 /// Where the agent listens unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/bulkhead/agent.sock";
-
-/// The file beside that socket by whose age the plugin knows for how long the agent has been away.
-pub fn away_mark(socket: &Path) -> PathBuf {
-    let mut name = socket.as_os_str().to_owned();
-    name.push(".away");
-    name.into()
-}
 
 const MAGIC: [u8; 4] = *b"BLKH";
 const HEADER: usize = 12;

@@ -133,8 +133,9 @@ fn read(pod: PartialObjectMeta<Pod>) -> (String, ApiPod) {
 
 async fn tell(client: Client, node: &NodeName, pods: &ApiPods) {
     let reporter = Reporter { controller: "bulkhead-agent".into(), instance: Some(node.to_string()) };
-    let recorder = Recorder::new(client, reporter);
     loop {
+        // One for each: it would take what says something else of the same object for a repetition.
+        let recorder = Recorder::new(client.clone(), reporter.clone());
         let (event, reference) = match pods.complaints.next().await {
             Complaint::Pod { pod, text } => {
                 tracing::warn!(pod = pod.name, namespace = pod.namespace, "{text}");
@@ -145,13 +146,19 @@ async fn tell(client: Client, node: &NodeName, pods: &ApiPods) {
         for attempt in 1..=TRIES {
             match recorder.publish(&event, &reference).await {
                 Ok(()) => break,
-                Err(error) if attempt == TRIES => {
+                Err(error) if attempt == TRIES || is_final(&error) => {
                     tracing::warn!(event = ?event.note, %error, "an Event could not be written");
+                    break;
                 }
                 Err(_) => tokio::time::sleep(Duration::from_secs(LONGEST_PAUSE.min(1 << attempt))).await,
             }
         }
     }
+}
+
+/// Whether the API server will not take it later either: a namespace that is being deleted takes no Events.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(answer) if (400..500).contains(&answer.code) && answer.code != 429)
 }
 
 fn event(reason: &str, action: &str, text: &str) -> Event {

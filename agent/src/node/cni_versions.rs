@@ -104,7 +104,7 @@ fn ask(plugin: &Path) -> io::Result<Vec<String>> {
     let mut command = Command::new(plugin);
     command.env_clear().env("CNI_COMMAND", "VERSION").current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn()?;
+    let mut child = spawn(&mut command)?;
     let (input, output) = (child.stdin.take(), child.stdout.take());
     let answer = thread::spawn(move || {
         // One that does not read its input answers all the same.
@@ -119,6 +119,19 @@ fn ask(plugin: &Path) -> io::Result<Vec<String>> {
     }
     let versions: Versions = serde_json::from_slice(&text).map_err(io::Error::other)?;
     Ok(versions.supported_versions)
+}
+
+/// Starts it; somebody who has just written it may still hold it open.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            started => return started,
+        }
+    }
 }
 
 /// Waits for its end, whatever its exit status; false if it had to be killed.

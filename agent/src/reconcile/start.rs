@@ -190,6 +190,13 @@ fn fit(agent: &Agent, network: Option<Ipv4Network>, host: &mut Netlink) -> Resul
         agent.doubt(&found.obstacles);
         return Ok(());
     }
+    if found.known {
+        let (borne, refused) = found.obstacles.into_iter().partition(Obstacle::is_borne);
+        found.obstacles = refused;
+        if found.obstacles.is_empty() {
+            agent.doubt(&borne);
+        }
+    }
     if found.obstacles.is_empty() {
         found.obstacles = preflight::try_kernel(agent.config.vxlan_port);
     }

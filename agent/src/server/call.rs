@@ -182,16 +182,17 @@ fn collect(live: &Live, call: &CniCall) -> Result<(), Failure> {
     if left == 0 { Ok(()) } else { Err(Failure::new(Code::Kernel, msg, failed.join("; "))) }
 }
 
-/// STATUS: can a pod be attached? Nothing is waited for.
+/// STATUS: can a pod be attached? Nothing is waited for. A node on which pods run says yes, whatever its agent knows: a runtime
+/// that hears no makes its node `NotReady`, and they would be moved away. ADD says why it cannot.
 fn status(agent: &Agent) -> Result<(), Failure> {
-    let Some(live) = agent.live.get() else {
-        // Pods of an earlier agent run, by what that one knew.
-        let pods = Netlink::here().and_then(|mut host| host.links()).unwrap_or_default();
-        let limited = pods.iter().any(|link| link.group == wire::GROUP);
-        return Err(not_ready(agent, if limited { Code::UnavailableLimited } else { Code::Unavailable }));
+    let refusal = match agent.live.get() {
+        None => not_ready(agent, Code::Unavailable),
+        // A node whose addresses are all in use is full, not out of order.
+        Some(live) => match live.records.check() {
+            Ok(()) => return Ok(()),
+            Err(error) => Failure::new(Code::Unavailable, "no pod's record can be written", error.to_string()),
+        },
     };
-    // A node whose addresses are all in use is full, not out of order: its pods must not be moved away.
-    live.records
-        .check()
-        .map_err(|error| Failure::new(Code::Unavailable, "no pod's record can be written", error.to_string()))
+    let links = Netlink::here().and_then(|mut host| host.links()).unwrap_or_default();
+    if links.iter().any(|link| link.group == wire::GROUP) { Ok(()) } else { Err(refusal) }
 }

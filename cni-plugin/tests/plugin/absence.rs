@@ -52,31 +52,11 @@ fn check_gc_and_status_do_not_wait() {
 }
 
 #[test]
-fn a_status_forgives_an_agent_that_left_a_moment_ago() {
+fn a_status_forgives_an_agent_that_left() {
     let runtime = Runtime::new();
-    let status = || runtime.call("STATUS", &full(&runtime)).run();
-    let mark = runtime.socket().with_extension("sock.away");
     // As a killed agent leaves it.
     drop(std::os::unix::net::UnixListener::bind(runtime.socket()).unwrap());
-    assert_eq!(status().code(), None);
-    assert!(mark.exists());
-    let begun = mark.metadata().unwrap().modified().unwrap();
-    assert_eq!(status().code(), None);
-    assert_eq!(mark.metadata().unwrap().modified().unwrap(), begun, "the time began anew");
-    let set = |time| std::fs::File::options().write(true).open(&mark).unwrap().set_modified(time).unwrap();
-    for wrong in [begun - Duration::from_mins(3), begun + Duration::from_hours(1)] {
-        set(wrong);
-        assert_eq!(status().code(), Some(50));
-    }
-    // One that answers ends it, whatever it says.
-    std::fs::remove_file(runtime.socket()).unwrap();
-    let agent = Agent::start(&runtime.socket(), 1, |c| reply(c, &Reply::Done));
-    assert_eq!(status().code(), None);
-    agent.served();
-    assert!(!mark.exists());
-    // No socket, as after a boot.
-    assert_eq!(status().code(), Some(50));
-    assert!(!mark.exists());
+    assert_eq!(runtime.call("STATUS", &full(&runtime)).run().code(), None);
 }
 
 #[test]

@@ -76,7 +76,11 @@ impl Events {
             Ok(Ok(_)) => return true,
             // A namespace that is being deleted takes none; one that is there already was told by a call that was not answered.
             Ok(Err(kube::Error::Api(answer))) if (400..500).contains(&answer.code) && answer.code != 429 => {
-                debug!(namespace, reason, %answer, "no Event");
+                if answer.message.contains("being terminated") || answer.code == 409 {
+                    debug!(namespace, reason, %answer, "no Event");
+                } else {
+                    warn!(namespace, reason, %answer, "the API server refuses an Event");
+                }
                 return true;
             }
             Ok(Err(error)) => error.to_string(),

@@ -147,12 +147,6 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
             }
         }
     }
-    for (name, shown) in &report.subnets {
-        let object = objects.nodes.get(name).filter(|object| object.uid == shown.uid);
-        if object.is_some_and(|object| object.shown_subnet.as_ref() != Some(&shown.text)) {
-            writes.push(Write::Subnet { name: name.clone(), shown: shown.clone() });
-        }
-    }
     for (name, status) in &report.statuses {
         let Some(object) = objects.namespaces.get(name).filter(|object| object.uid == status.uid) else { continue };
         let known = object.shown_vni.as_ref() == Some(&status.vni);
@@ -165,6 +159,12 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
             Kind::InForce => "NetworkReady",
         };
         writes.push(Write::Namespace { name: name.clone(), status: status.clone(), reason });
+    }
+    for (name, shown) in &report.subnets {
+        let object = objects.nodes.get(name).filter(|object| object.uid == shown.uid);
+        if object.is_some_and(|object| object.shown_subnet.as_ref() != Some(&shown.text)) {
+            writes.push(Write::Subnet { name: name.clone(), shown: shown.clone() });
+        }
     }
     writes
 }

@@ -62,7 +62,7 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
             // A ledger that is gone is begun above the epoch that agents have seen: they believe nothing else.
             let epoch = state.owed.unwrap_or(0).max(state.seen_epoch).saturating_add(1);
             // Agents that had the one before would cut what is not in this one yet.
-            let building = !state.records.is_empty() || !state.subnets.is_empty();
+            let building = !state.records.is_empty() || !state.subnets.is_empty() || epoch > 1;
             (Some(ClusterEntry { epoch, networks, mode, building }), None)
         } else {
             (None, Some(NotFollowed::Foreign))
@@ -93,7 +93,7 @@ pub(super) fn wanted(state: &State) -> (Option<ClusterEntry>, Option<NotFollowed
 pub(super) fn built(state: &State) -> Option<Step> {
     let held = state.cluster.as_ref()?;
     let entry = held.value.as_ref().ok().filter(|entry| entry.building)?;
-    if state.source.is_kubernetes() && state.source.objects().is_none() {
+    if !super::is_listed(state) {
         return None;
     }
     let entry = ClusterEntry { building: false, ..entry.clone() };

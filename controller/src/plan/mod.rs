@@ -80,6 +80,11 @@ pub fn without_subnet(state: &State) -> BTreeMap<NodeName, String> {
     }
 }
 
+/// Whether all is known that Kubernetes has, where it is the source.
+fn is_listed(state: &State) -> bool {
+    !state.source.is_kubernetes() || state.source.objects().is_some()
+}
+
 /// The next transaction; none if everything is as it should be, or nothing can be done.
 pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     if let Some(step) = lost::step(state) {

@@ -303,7 +303,7 @@ impl<'a> Blocks<'a> {
                 let all = self.networks.blocks();
                 let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
                 format!(
-                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove)"
+                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove; a Node of Kubernetes gives its subnet back --node-release-after seconds after it was deleted)"
                 )
             })?,
         };

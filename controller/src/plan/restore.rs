@@ -66,30 +66,41 @@ fn blocked(state: &State) -> Option<String> {
 
 /// Whether it is due and has to wait until Kubernetes was listed.
 pub(super) fn waits(state: &State) -> bool {
-    is_due(state) && state.source.is_kubernetes() && state.source.objects().is_none()
+    is_due(state) && !super::is_listed(state)
 }
 
 /// The transaction, if it is due and can be.
 pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
-    let mut step = rise(state)?;
-    if state.source.is_kubernetes() {
-        let mut ahead = state.clone();
-        ahead.serve_named_only(true);
-        let mut later = step.clone();
-        for number in 0..MOST_TAKEN_UP {
-            // A revision beyond all: nothing of it is compared, for the step compares what its parts were read as.
-            ahead.committed(later.writes(), BEYOND + number);
-            match super::next(&ahead, policy) {
-                Some(next) if step.absorb(&next) => later = next,
-                _ => break,
-            }
-        }
+    let step = rise(state, false)?;
+    if !state.source.is_kubernetes() {
+        return Some(step);
     }
-    Some(step)
+    match with_those_who_live(state, policy, step) {
+        (step, true) => Some(step),
+        // Agents keep their state until the rest is there too.
+        _ => Some(with_those_who_live(state, policy, rise(state, true)?).0),
+    }
 }
 
-/// The rise alone.
-fn rise(state: &State) -> Option<Step> {
+/// The same with what of namespaces and nodes has to be taken up or let go; whether that is all of it.
+fn with_those_who_live(state: &State, policy: &Policy, mut step: Step) -> (Step, bool) {
+    let mut ahead = state.clone();
+    ahead.serve_named_only(true);
+    let mut later = step.clone();
+    for number in 0..MOST_TAKEN_UP {
+        // A revision beyond all: nothing of it is compared, for the step compares what its parts were read as.
+        ahead.committed(later.writes(), BEYOND + number);
+        match super::next(&ahead, policy) {
+            None => return (step, true),
+            Some(next) if step.absorb(&next) => later = next,
+            Some(_) => return (step, false),
+        }
+    }
+    (step, false)
+}
+
+/// The rise alone. `building` has agents keep their state for now.
+fn rise(state: &State, building: bool) -> Option<Step> {
     if !is_due(state) || blocked(state).is_some() || waits(state) {
         return None;
     }
@@ -102,7 +113,10 @@ fn rise(state: &State) -> Option<Step> {
     step.expect(keys.restore(), state.restore.as_ref().map_or(0, |held| held.revision));
     step.expect(keys.ledger_cluster(), held.revision);
     step.expect(keys.numbers(), state.numbers.as_ref().map_or(0, |held| held.revision));
-    step.put(keys.ledger_cluster(), to_json(&ClusterEntry { epoch, ..cluster.clone() }));
+    step.put(
+        keys.ledger_cluster(),
+        to_json(&ClusterEntry { epoch, building: cluster.building || building, ..cluster.clone() }),
+    );
     let mut mark = None;
     if let Some(held) = &state.numbers {
         let mut numbers = held.value.clone().ok()?;

@@ -15,7 +15,6 @@ use bulkhead_tests::wait;
 use serde_json::{Value, json};
 
 const CONFLIST: &str = "/etc/cni/net.d/10-bulkhead.conflist";
-const AWAY: &str = "/run/bulkhead/agent.sock.away";
 /// The kubelet asks the runtime every five seconds, and tells the API server every ten.
 const TOLD: Duration = Duration::from_mins(2);
 
@@ -84,24 +83,29 @@ fn agents_where(cluster: &Cluster, selector: &Value) -> Result<(), LabError> {
 
 /// Calls of the runtime itself: the kubelet passes on what it hears.
 fn status_is_asked_for(cluster: &Cluster, web: &Pod, friend: &Pod) -> Result<(), LabError> {
-    let n1 = cluster.node("n1")?;
     agents_where(cluster, &json!({"nobody": "here"}))?;
-    // An agent is missed after two minutes only, so that an upgrade makes no node NotReady. They pass faster here.
-    wait::until("the agent being asked for and missed", TOLD, || n1.exec(&["test", "-e", AWAY], &[]).ok())?;
-    assert!(ready_message(cluster, "n1").0);
-    n1.exec(&["touch", "-d", "-3 minutes", AWAY], &[])?;
+    let (n1, n2) = (cluster.node("n1")?, cluster.node("n2")?);
+    println!("  nodes whose agents are gone stay ready for their pods, and take no new ones");
+    wait::until_or("no agent being left", TOLD, || {
+        let taints = |node: &str| cluster.kubectl().run(&["get", "node", node, "-o", "jsonpath={.spec.taints[*].key}"]);
+        let said = format!("{:?} {:?}", taints("n1"), taints("n2"));
+        if said.matches("network-unavailable").count() == 2 { Ok(()) } else { Err(said) }
+    })?;
+    let asked = |node: &Node| code(&call(node, "STATUS", "1.1.0", &[], &json!({})));
+    assert_eq!((asked(&n1), asked(&n2)), (None, None));
+    assert!(ready_message(cluster, "n1").0 && ready_message(cluster, "n2").0);
+    assert!(friend.pings(web.address())?);
+    println!("  one that boots without an agent is not");
+    cluster.reboot("n1")?;
     let message = wait::until_or("n1 being not ready", TOLD, || match ready_message(cluster, "n1") {
         (false, message) if message.contains("agent") => Ok(message),
         other => Err(format!("{other:?}")),
     })?;
     println!("  n1: {message}");
-    // Its list speaks 1.0.0, which has no STATUS: a node whose pods run as ever.
-    assert!(ready_message(cluster, "n2").0);
-    assert_eq!(code(&call(&*cluster.node("n1")?, "STATUS", "1.1.0", &[], &json!({}))), Some(50));
-    assert!(friend.pings(web.address())?);
+    assert_eq!(asked(&*cluster.node("n1")?), Some(50));
     agents_where(cluster, &json!({"kubernetes.io/os": "linux"}))?;
     bulkhead::await_ready(cluster)?;
-    assert_eq!(code(&call(&*cluster.node("n1")?, "STATUS", "1.1.0", &[], &json!({}))), None);
+    assert_eq!(asked(&*cluster.node("n1")?), None);
     Ok(())
 }
 
@@ -166,6 +170,6 @@ fn a_runtime_asks_for_status_check_and_gc() -> Result<(), LabError> {
     assert_eq!(code(&check(&n1, "1.1.0", "web")), None);
     println!("GC frees what the runtime has forgotten");
     gc_frees_what_is_forgotten(&cluster, &web, &friend)?;
-    println!("STATUS: without an agent the node is not ready");
+    println!("STATUS: what makes a node ready");
     status_is_asked_for(&cluster, &web, &friend)
 }
