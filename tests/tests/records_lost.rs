@@ -125,8 +125,8 @@ fn a_full_run_dir_is_told_and_heals_without_a_restart() -> Result<(), LabError> 
         promised(sandboxes.len() < 250, || "the disk is full and every ADD succeeds".into())?;
     };
     println!("after {} pods: {}", sandboxes.len() - 1, refused.stdout);
-    let told = status.run()?;
-    promised(told.code() == Some(50), || format!("STATUS says {}", told.stdout))?;
+    // One pod runs: its node stays ready for it.
+    status.run()?.ok("STATUS of a node with a pod")?;
     let problems = node.status()?.problems.join("; ");
     promised(problems.contains("pods.redb"), || format!("told only {problems}"))?;
     println!("DEL works, and once there is room everything");
