@@ -428,6 +428,25 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_known_by_the_config_that_is_written_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |text: &Path| text.display().to_string();
+        let flags =
+            ["bulkhead-agent", "--node-name", "n1", "--node-ip", "10.0.0.1", "--cni-conf-dir", &of(folder.path())];
+        let config = Args::try_parse_from(flags).unwrap().into_config(|| None).unwrap();
+        fs::write(folder.path().join("99-other.conf"), r#"{"name":"o","type":"calico"}"#).unwrap();
+        in_new_netns(|| {
+            let mut host = Netlink::here().expect("this test needs root");
+            let mut look = || look(&config, None, &mut host).unwrap();
+            assert!(!look().known);
+            fs::write(folder.path().join(cni_conf::FILE), "{}").unwrap();
+            assert!(look().known && look().obstacles.iter().any(Obstacle::is_borne));
+            fs::write(folder.path().join("01-first.conf"), r#"{"name":"o","type":"calico"}"#).unwrap();
+            assert!(look().obstacles.iter().any(|obstacle| !obstacle.is_borne()));
+        });
+    }
+
+    #[test]
     fn the_port_and_what_is_ours_is_told_from_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vmlinux");
