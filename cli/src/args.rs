@@ -106,7 +106,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Remove every key of the cluster from etcd: the last step of an uninstall
+    /// Remove every key of the cluster from etcd, once nothing of it runs
     ///
     /// Stop all controllers before, and agents on external machines.
     Purge {
