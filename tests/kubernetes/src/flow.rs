@@ -88,15 +88,7 @@ impl Pings {
 /// Waits for the last one of all; one that was lost, or a flow that had ended before now, is an error. Prints the counts.
 pub fn expect_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
     let early: Vec<String> = flows.iter().filter(|flow| flow.count().is_some()).map(|flow| flow.name.clone()).collect();
-    let mut wrong = Vec::new();
-    for flow in flows {
-        let name = flow.name.clone();
-        let count = flow.end()?;
-        println!("  ping {name}: {count}");
-        if !count.is_whole() {
-            wrong.push(format!("{name}: {count}"));
-        }
-    }
+    let mut wrong = not_whole(flows, Pings::end)?;
     if !early.is_empty() {
         wrong.push(format!("ended before it was over: {}", early.join(", ")));
     }
@@ -105,16 +97,22 @@ pub fn expect_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
 
 /// Ends them all; more than the last one of any unanswered is an error. Prints the counts.
 pub fn stop_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
+    let wrong = not_whole(flows, Pings::stop)?;
+    if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
+}
+
+/// Ends each and prints its count; those of which some were lost.
+fn not_whole(flows: Vec<Pings>, end: fn(Pings) -> Result<Count, LabError>) -> Result<Vec<String>, LabError> {
     let mut wrong = Vec::new();
     for flow in flows {
         let name = flow.name.clone();
-        let count = flow.stop()?;
+        let count = end(flow)?;
         println!("  ping {name}: {count}");
         if !count.is_whole() {
             wrong.push(format!("{name}: {count}"));
         }
     }
-    if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
+    Ok(wrong)
 }
 
 /// The line `N packets transmitted, M received, ...` of `ping(8)`.
