@@ -6,11 +6,10 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::super::nla::Nla;
 use super::super::reply::Attributes;
 use super::Fate;
 
-/// `NLA_F_NESTED`.
-const NESTED: u16 = 1 << 15;
 /// `NFTA_LIST_ELEM`, `NFTA_EXPR_*`, `NFTA_DATA_*`, `NFTA_VERDICT_CODE`.
 const LIST_ELEM: u16 = 1;
 const EXPR_NAME: u16 = 1;
@@ -42,40 +41,8 @@ const DST_NAT: u32 = 1 << 5;
 /// `RTN_LOCAL` of `linux/rtnetlink.h`.
 const LOCAL: u32 = 2;
 
-/// Attributes as they are built.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Nla(Vec<u8>);
-
 impl Nla {
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    pub fn raw(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    pub fn be32(self, kind: u16, value: u32) -> Self {
-        self.raw(kind, &value.to_be_bytes())
-    }
-
-    pub fn be64(self, kind: u16, value: u64) -> Self {
-        self.raw(kind, &value.to_be_bytes())
-    }
-
-    pub fn text(self, kind: u16, value: &str) -> Self {
-        self.raw(kind, &[value.as_bytes(), &[0]].concat())
-    }
-
-    pub fn nest(self, kind: u16, inner: &Self) -> Self {
-        self.raw(kind | NESTED, &inner.0)
-    }
-
+    /// A value of a register.
     fn data(self, kind: u16, value: &[u8]) -> Self {
         self.nest(kind, &Self::default().raw(DATA_VALUE, value))
     }

@@ -14,13 +14,14 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use super::error::KernelError;
+use super::nla::Nla;
 use super::reply::{Attributes, Reply};
 use super::socket::{ANSWER_DEADLINE, DUMP_TRIES, Netlink, RECEIVE_BUFFER};
 
 pub use expression::{Direction, Expression, Field, Meta, Verdict};
 pub use transaction::{BaseChain, Place, Transaction};
 
-use expression::{Description, Nla};
+use expression::Description;
 
 /// `NFNL_SUBSYS_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const SUBSYSTEM: u16 = 10;
