@@ -24,6 +24,8 @@ const GOTO: i32 = -4;
 const RETURN: i32 = -5;
 /// `NFTA_IMMEDIATE_*`.
 const IMMEDIATE_DATA: u16 = 2;
+/// `NFTA_LOOKUP_DREG`: where the value of a map goes.
+const LOOKUP_DREG: u16 = 3;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_*` of `linux/netfilter/nf_tables_compat.h`: how iptables-nft calls its own.
 const TARGET_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;
@@ -298,10 +300,10 @@ pub(super) fn list(expressions: &[Expression]) -> Nla {
 
 /// What a rule's expressions say.
 pub(super) struct Description {
-    /// Their names.
-    pub names: Vec<String>,
     /// What becomes of every packet that comes to it, if that is known without a condition.
     pub fate: Option<Fate>,
+    /// What becomes of a packet that meets its conditions.
+    pub met: Option<Fate>,
     /// The comment that iptables made a match of.
     pub comment: Option<String>,
 }
@@ -321,29 +323,40 @@ fn decided(data: &Attributes<'_>) -> Option<Fate> {
     }
 }
 
-/// Reads a rule's expressions.
+/// The fate that an extension of iptables decides.
+fn decided_by_target(name: &str) -> Option<Fate> {
+    match name {
+        "REJECT" | "DROP" => Some(Fate::Stopped),
+        "NFQUEUE" | "SYNPROXY" => Some(Fate::Varies),
+        _ => None,
+    }
+}
+
+/// Reads a rule's expressions. Its last one decides.
 pub(super) fn describe(list: &Attributes<'_>) -> Description {
-    let (mut names, mut comment) = (Vec::new(), None);
-    let (mut conditional, mut fate) = (false, None);
+    let (mut conditional, mut met, mut comment) = (false, None, None);
     for element in list.all(LIST_ELEM) {
         let element = Attributes::parse(element);
         let (name, data) = (element.text(EXPR_NAME).unwrap_or_default(), element.nest(EXPR_DATA));
-        fate = match name.as_str() {
+        met = match name.as_str() {
             "immediate" => decided(&data),
             "reject" => Some(Fate::Stopped),
-            "target" => matches!(data.text(TARGET_NAME).as_deref(), Some("REJECT" | "DROP")).then_some(Fate::Stopped),
+            "target" => decided_by_target(&data.text(TARGET_NAME).unwrap_or_default()),
             "match" if data.text(TARGET_NAME).as_deref() == Some("comment") => {
                 comment = data.text(MATCH_INFO);
                 None
             }
             "counter" | "log" => None,
             // Anything else is a condition, or does something else than to decide.
-            _ => {
+            other => {
                 conditional = true;
-                None
+                let varies = match other {
+                    "lookup" => super::be32(&data, LOOKUP_DREG) == Some(VERDICT),
+                    other => matches!(other, "queue" | "synproxy"),
+                };
+                varies.then_some(Fate::Varies)
             }
         };
-        names.push(name);
     }
-    Description { names, fate: fate.filter(|_| !conditional), comment }
+    Description { fate: met.clone().filter(|met| !conditional && *met != Fate::Varies), met, comment }
 }
