@@ -72,9 +72,9 @@ fn passed_over(chain: &Chain, stopping: &[&Rule]) -> String {
     }
     let place = place(chain);
     format!(
-        "the host's firewall ({place}) has rules that may stop packets, but not those of pods: an earlier agent put ours before \
-         them, and there they stay, for pods' running connections might be cut else. What is to hold for pods, put before ours; \
-         all do from the node's next boot on. They have the handles {} in `nft -a list chain {place}`",
+        "rules of the host's firewall ({place}) may stop packets, but have no say over pods: {} (handles in `nft -a list chain \
+         {place}`). An earlier agent put ours before them, and ours stay there until the node boots, as pods' running connections \
+         might be cut else; what is to hold for pods now, put before ours",
         named.join(", ")
     )
 }
