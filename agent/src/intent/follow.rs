@@ -116,7 +116,9 @@ impl Follower {
                     Ok(config) => return Ok(config.name().clone()),
                     Err(problem) => problem,
                 },
-                Said::Absent => format!("there is no cluster config at {key}; make one with `bulkhead config init`"),
+                Said::Absent => format!(
+                    "there is no cluster config at {key} yet; in Kubernetes the controller writes it, elsewhere `bulkhead config init`"
+                ),
                 Said::Nothing => continue,
             };
             tracing::warn!("{problem}");

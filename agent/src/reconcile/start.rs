@@ -102,8 +102,11 @@ fn geometry(
     let own = IpAddr::V4(config.node_ip);
     let cluster = intent.cluster.as_ref().ok_or(StartError::NoCluster)?;
     let networks = &cluster.networks;
-    let ask =
-        if config.register { "; it has asked for one" } else { "; start the agent with --register to ask for one" };
+    let ask = if config.register {
+        "; it has asked for one"
+    } else {
+        "; in Kubernetes the controller gives it one, elsewhere start the agent with --register"
+    };
     let node = intent.nodes.get(&own).ok_or_else(|| StartError::NoSubnet(own, ask.to_owned()))?;
     if node.host != config.node {
         // Two machines that hand out the addresses of one subnet.
