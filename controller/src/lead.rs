@@ -16,7 +16,6 @@ use tracing::{debug, error, info, warn};
 use crate::history::History;
 use crate::kubernetes::Report;
 use crate::kubernetes::absence::Absences;
-use crate::kubernetes::memory::Memory;
 use crate::objects::Objects;
 use crate::plan::{self, Note, Policy, Step};
 use crate::state::State;
@@ -213,7 +212,7 @@ impl Leader<'_> {
                 () = until(grace), if self.listed => {}
                 _ = resync.tick() => {}
                 () = self.history.worth_saving() => {
-                    self.history.save();
+                    self.history.save().await;
                     continue;
                 }
                 () = async {
@@ -295,12 +294,11 @@ impl Leader<'_> {
             gauge.store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         let Some(Reporting(reports)) = &self.reporting else { return };
-        let memory = self.state.epoch().zip(self.history.seen());
         let report = Report {
             statuses: plan::statuses(self.state, self.policy),
             without_subnet: plan::without_subnet(self.state),
             subnets: plan::subnets(self.state),
-            memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
+            memory: self.state.epoch().and_then(|_| self.history.memory().cloned()),
         };
         reports.send_if_modified(|before| {
             let differs = before.as_ref() != Some(&report);
@@ -326,7 +324,7 @@ impl Leader<'_> {
                 if step.notes().iter().any(|note| matches!(note, Note::EpochRaised { .. })) {
                     self.named_only_until = Some(Instant::now() + NAMED_FIRST);
                     self.state.serve_named_only(true);
-                    self.history.save();
+                    self.history.save().await;
                 }
                 self.tally.count(&step);
                 step.notes().iter().for_each(Note::log);

@@ -8,14 +8,13 @@ use thiserror::Error;
 
 use super::gone::Missing;
 use super::pace::{Pace, Scope};
-use super::{Agent, apply_namespaces, limits, pods, start, tenants};
+use super::{Agent, FIREWALL, apply_namespaces, limits, pods, start, tenants};
 use crate::datapath::abi::{Port, StateValue};
 use crate::intent::Intent;
 use crate::kernel::Netlink;
 use crate::kubernetes::Complaint;
 use crate::live::{Live, locked};
 use crate::node::cni_conf::Chained;
-use crate::node::firewall::FirewallError;
 use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay;
 use crate::node::{cni_conf, local_addresses, own_address, underlay};
@@ -201,12 +200,16 @@ fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Outcome {
     problems.extend(nodes.unusable.iter().cloned());
     *applied = (!failed).then_some(nodes);
     if first || resync {
-        let passed = HostFirewall { network: live.geometry.network }.pass();
-        let failed = |error: FirewallError| format!("what of the host's firewall stops pods is not known: {error}");
-        agent.note(
-            "host's firewall",
-            passed.map(|done| agent.repaired(done)).map_err(failed).err().into_iter().collect(),
-        );
+        match (HostFirewall { network: live.geometry.network }).pass() {
+            Ok(looked) => {
+                agent.repaired(looked.changed);
+                agent.doubt_firewall(looked.passed_over);
+            }
+            Err(error) => {
+                let text = format!("what of the host's firewall stops pods is not known: {error}");
+                agent.note(FIREWALL, vec![text]);
+            }
+        }
     }
     problems.extend(standing(agent, live));
     Outcome { problems, failed }

@@ -5,7 +5,7 @@
 
 pub mod absence;
 mod events;
-pub mod memory;
+mod memory;
 mod read;
 mod report;
 mod watch;
@@ -18,6 +18,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
 
+pub(crate) use report::MANAGER;
 pub use report::{AGAIN, PACE, Report, report};
 pub use watch::{Following, follow};
 

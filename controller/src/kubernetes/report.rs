@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bulkhead_core::annotation::{NETWORK_STATUS, SUBNET, VNI};
 use bulkhead_core::{Namespace, NodeName};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace as ApiNamespace, Node};
+use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -20,8 +20,9 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::events::{self, Events};
-use super::memory::{self, Memory};
 use super::read::NETWORK_UNAVAILABLE;
+use crate::memory::Memory;
+use crate::memory::place::{Place, PlaceError};
 use crate::objects::{Condition, Objects};
 use crate::plan::{Kind, Shown, Status};
 
@@ -36,7 +37,7 @@ pub(super) const LONGEST_WRITE: Duration = Duration::from_secs(10);
 /// Reason of the condition and of the Event of a node that can have no subnet.
 const NO_SUBNET: &str = "BulkheadNoSubnet";
 /// The name of the writer.
-pub(super) const MANAGER: &str = "bulkhead-controller";
+pub(crate) const MANAGER: &str = "bulkhead-controller";
 
 /// What Kubernetes should show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,6 +131,7 @@ fn differences(report: &Report, objects: &Objects, remembered: Option<&(Memory, 
         let stale = remembered.is_none_or(|(known, when)| {
             known.epoch != memory.epoch
                 || known.cluster_id != memory.cluster_id
+                || known.owed != memory.owed
                 || (known.revision != memory.revision && *when + REVISION_EVERY <= now)
         });
         writes.extend(stale.then(|| Write::Memory(memory.clone())));
@@ -255,19 +257,17 @@ impl<'a> Reporter<'a> {
         self.written.insert(write.subject(), (write, Instant::now()));
     }
 
-    async fn write(&mut self, write: &Write) -> Result<(), kube::Error> {
+    async fn write(&mut self, write: &Write) -> Result<(), PlaceError> {
         match write {
-            Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await,
-            Write::Node { name, uid, standing } => self.node(name, uid, standing).await,
-            Write::Subnet { name, shown } => self.subnet(name, shown).await,
+            Write::Namespace { name, status, reason } => self.namespace(name, status, reason).await?,
+            Write::Node { name, uid, standing } => self.node(name, uid, standing).await?,
+            Write::Subnet { name, shown } => self.subnet(name, shown).await?,
             Write::Memory(memory) => {
-                let api = Api::<ConfigMap>::namespaced(self.client.clone(), self.agent_namespace);
-                let patch = Patch::Apply(memory::manifest(memory));
-                api.patch(memory::NAME, &PatchParams::apply(MANAGER).force(), &patch).await?;
+                Place::config_map(&self.client, self.agent_namespace).write(memory).await?;
                 self.remembered = Some((memory.clone(), Instant::now()));
-                Ok(())
             }
         }
+        Ok(())
     }
 
     async fn namespace(&mut self, name: &Namespace, status: &Status, reason: &str) -> Result<(), kube::Error> {
@@ -435,7 +435,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_revision_is_written_now_and_then_the_epoch_at_once() {
-        let memory = |epoch, revision| Memory { epoch, cluster_id: 7, revision };
+        let memory = |epoch, revision| Memory { epoch, cluster_id: 7, revision, owed: None };
         let report = |memory| Report { memory: Some(memory), ..Report::default() };
         let known = (memory(1, 5), Instant::now());
         let due = |memory| !differences(&report(memory), &Objects::default(), Some(&known), Instant::now()).is_empty();

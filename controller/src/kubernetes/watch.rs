@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::memory::{self, Memory};
-use super::{KubernetesOptions, read};
+use super::{KubernetesOptions, memory, read};
+use crate::memory::Memory;
 use crate::objects::{KUBE_SYSTEM, NamespaceObject, NodeObject, Objects};
 
 /// The shortest and longest wait before a broken watch is begun anew.

@@ -273,8 +273,12 @@ async fn apply(
     body: Bytes,
 ) -> Response {
     assert_eq!(headers["content-type"], "application/apply-patch+yaml");
-    let value: Value = serde_json::from_slice(&body).unwrap();
+    let mut value: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((&value["kind"], &value["apiVersion"]), (&json!("ConfigMap"), &json!("v1")));
+    // What its one owner applies no more is gone.
+    for key in api.get("configmaps", &name)["data"].as_object().into_iter().flat_map(|data| data.keys()) {
+        value["data"].as_object_mut().unwrap().entry(key).or_insert(Value::Null);
+    }
     axum::Json(api.put("configmaps", &name, value)).into_response()
 }
 

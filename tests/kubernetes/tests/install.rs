@@ -249,8 +249,12 @@ fn unfit_nodes_are_left_alone_and_an_uninstall_leaves_nothing() -> Result<(), La
     for node in cluster.nodes() {
         on(&cluster, node.name(), &format!("rm {BTF}"))?;
     }
+    // An earlier installation's, of the etcd that the chart brings along.
+    let left = ["create", "configmap", "bulkhead-etcd", "--from-literal=endpoints=https://192.0.2.1:9472"];
+    cluster.kubectl().run(&[&["-n", bulkhead::NAMESPACE][..], &left].concat())?;
     let said = bulkhead::uninstall(&cluster)?;
-    assert!(said.ends_with("uninstall: done\n"), "{said}");
+    let etcd = format!("etcd is {}: the keys below {BULKHEAD_PREFIX}", cluster.etcd_client().endpoints);
+    assert!(said.contains(&etcd) && said.ends_with("uninstall: done\n"), "{said}");
     expect_nothing_left(&cluster, &clean)?;
 
     println!("installed again, the pods started again");
