@@ -160,6 +160,20 @@ async fn while_the_api_server_is_away_nobody_dies_and_then_what_happened_is_caug
     controller.stop().await;
 }
 
+/// Takes as long as a watch does.
+#[tokio::test]
+async fn an_api_server_that_lost_its_power_does_not_blind_the_leader() {
+    let (twin, api) = (Twin::new(), Api::start().await);
+    let people = People::new(twin.store());
+    let controller = Controller::start(twin.store(), &api, "one");
+    api.put("namespaces", "a", json!({}));
+    people.until(&people.keys.ledger_namespace(&ns("a")), |value| value.is_some()).await;
+    api.silence();
+    api.put("namespaces", "b", json!({}));
+    people.until(&people.keys.ledger_namespace(&ns("b")), |value| value.is_some()).await;
+    controller.stop().await;
+}
+
 #[tokio::test]
 async fn a_controller_that_starts_without_an_api_server_takes_nothing_for_gone() {
     let (twin, api) = (Twin::new(), Api::start().await);

@@ -19,9 +19,8 @@ fn follower(store: Store) -> (Follower, Arc<Shared>) {
     let follower = Follower {
         store,
         prefix: "/p".into(),
-        node_ip: "10.0.0.1".parse().unwrap(),
         node: NodeName::new("n1").unwrap(),
-        register: true,
+        register: Some("10.0.0.1".parse().unwrap()),
         shared: Arc::clone(&shared),
         cache: None,
     };

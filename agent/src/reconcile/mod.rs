@@ -26,7 +26,7 @@ use crate::preflight::Obstacle;
 
 pub use start::StartError;
 pub use tenants::apply_namespaces;
-pub use turn::run;
+pub use turn::{Moved, run};
 
 /// The agent's parts, as its threads share them.
 pub struct Agent {

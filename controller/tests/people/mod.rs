@@ -8,7 +8,7 @@ use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetReco
 use bulkhead_core::{Action, ClusterName, Keys, Namespace, Tenant, keys};
 use bulkhead_store::{Change, Compare, Settings, Store, Timeouts, Txn, Update};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 pub struct People {
     pub store: Store,
