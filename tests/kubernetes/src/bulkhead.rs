@@ -119,18 +119,25 @@ fn secret(cluster: &Cluster) -> Result<String, LabError> {
     Ok(json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}).to_string())
 }
 
+/// The values that the chart needs here, as `--set` takes them.
+pub fn values(cluster: &Cluster) -> [String; 5] {
+    [
+        "etcd.mode=external".to_owned(),
+        format!("etcd.external.endpoints={{{}}}", cluster.etcd_client().endpoints),
+        format!("etcd.external.tlsSecret={TLS_SECRET}"),
+        format!("cluster.network={CLUSTER_NETWORK}"),
+        format!("cluster.serviceNetwork={SERVICE_NETWORK}"),
+    ]
+}
+
 /// What the chart makes for this cluster.
 pub fn manifests(cluster: &Cluster, values: &[&str]) -> Result<String, LabError> {
-    let endpoints = format!("etcd.external.endpoints={{{}}}", cluster.etcd_client().endpoints);
-    let (network, services) =
-        (format!("cluster.network={CLUSTER_NETWORK}"), format!("cluster.serviceNetwork={SERVICE_NETWORK}"));
-    let secret = format!("etcd.external.tlsSecret={TLS_SECRET}");
-    let own = ["etcd.mode=external", &endpoints, &secret, &network, &services];
+    let own = self::values(cluster);
     let helm = cluster.programs().get("helm")?;
     let mut command = Command::new(&helm);
     command.args(["template", "bulkhead"]).arg(chart()).args(["--namespace", NAMESPACE, "--kube-version", "1.34.4"]);
     command.env_clear().env("HOME", cluster.dir());
-    for value in own.iter().chain(values) {
+    for value in own.iter().map(String::as_str).chain(values.iter().copied()) {
         command.args(["--set", value]);
     }
     let output = command.output().tried(|| format!("run {}", helm.display()))?;

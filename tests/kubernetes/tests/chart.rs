@@ -20,6 +20,7 @@ fn chart_holds_before_a_real_api_server() -> Result<(), LabError> {
     let cluster = Cluster::builder().start()?;
     bulkhead::install(&cluster, &[])?;
     manifest_is_taken(&cluster)?;
+    what_cannot_be_followed_is_refused(&cluster)?;
     policies_hold(&cluster)?;
     tool_moves_several(&cluster)?;
     running_pod_is_limited(&cluster)
@@ -35,6 +36,36 @@ fn manifest_is_taken(cluster: &Cluster) -> Result<(), LabError> {
     let taken = cluster.kubectl().run(&["apply", "--dry-run=server", "--validate=strict", "-f", manifest])?;
     println!("the rendered manifest: {} objects, all taken", taken.lines().count());
     assert!(taken.contains("daemonset.apps/bulkhead-agent"), "{taken}");
+    Ok(())
+}
+
+/// What Helm makes of the chart, or why it refuses, with a look at what runs, as `helm upgrade` has it.
+fn looked(cluster: &Cluster, values: &[&str]) -> Result<String, LabError> {
+    let own = bulkhead::values(cluster);
+    let mut command = Command::new(cluster.programs().get("helm")?);
+    command.args(["template", "bulkhead"]).arg(bulkhead::chart()).args(["--dry-run=server", "--is-upgrade"]);
+    command.args(["--namespace", bulkhead::NAMESPACE]);
+    command.env("KUBECONFIG", cluster.kubectl().kubeconfig()).env("HOME", cluster.dir());
+    for value in own.iter().map(String::as_str).chain(values.iter().copied()) {
+        command.args(["--set", value]);
+    }
+    cluster.underlay().infra.exec_of(command, &[])
+}
+
+fn what_cannot_be_followed_is_refused(cluster: &Cluster) -> Result<(), LabError> {
+    let mtu = looked(cluster, &["mtu=1400", "cluster.mode=flat", "etcd.external.endpoints={https://192.0.2.1:2379}"])?;
+    assert!(mtu.contains("--mtu=1400"), "{mtu}");
+    for (value, why) in [
+        ("cluster.network=10.64.0.0/12", "cluster.network is "),
+        ("cluster.hostSubnetLength=9", "cluster.hostSubnetLength is 10 "),
+        ("cluster.name=other", "cluster.name is k8ssdn "),
+        ("etcd.mode=bundled", "etcd.mode is external "),
+        ("etcd.prefix=/other", "etcd.prefix is /k8s.ovs.com/ovs/network "),
+    ] {
+        let error = looked(cluster, &[value]).unwrap_err().to_string();
+        assert!(error.contains(why) && error.contains("docs/install.md"), "{value}: {error}");
+    }
+    println!("an upgrade to another network or etcd is refused");
     Ok(())
 }
 
