@@ -35,8 +35,8 @@ const CONTROL_ADDRESS: u8 = 10;
 const FIRST_WORKER: u8 = 11;
 /// Workers beyond this have no address in the underlay's plan.
 const MAX_WORKERS: u8 = 29;
-const API_READY: Duration = Duration::from_mins(1);
-const NODES_READY: Duration = Duration::from_secs(90);
+const API_READY: Duration = Duration::from_mins(3);
+const NODES_READY: Duration = Duration::from_mins(4);
 
 /// What a cluster is to be.
 #[derive(Debug, Clone)]
@@ -192,7 +192,10 @@ impl Cluster {
             say("the API server is ready");
             workers.into_iter().try_for_each(joined)
         })?;
-        self.kubectl.apply(&dns::manifests())?;
+        // Its namespace comes by a hook of the API server that may end after it is ready.
+        wait::until_or("the name server being accepted", API_READY, || {
+            self.kubectl.apply(&dns::manifests()).map_err(|error| error.to_string())
+        })?;
         self.await_registered()?;
         // A kubelet may not give itself a role.
         self.kubectl.run(&["label", "node", CONTROL, "node-role.kubernetes.io/control-plane="])?;
