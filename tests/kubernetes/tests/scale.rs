@@ -24,8 +24,8 @@ fn reference() -> Result<Times, LabError> {
 fn three_hundred_pods_come_and_go_three_times_and_nothing_is_left() -> Result<(), LabError> {
     let cluster = Cluster::builder().start()?;
     bulkhead::install(&cluster, &[])?;
-    cluster.kubectl().run(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s"])?;
-    let before = Stock::of(&cluster)?;
+    cluster.kubectl().run(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=5m"])?;
+    let before = Stock::settled(&cluster)?;
     for crowd in [STORM, STORM, WAVES] {
         let begin = Instant::now();
         crowd.start(&cluster)?;
