@@ -150,6 +150,7 @@ fn converse(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         state.progress.answered += 1;
         state.progress.longest_wait = state.progress.longest_wait.max(begin.elapsed());
         drop(state);
+        // Its pace: it waits for nothing.
         thread::sleep(PAUSE);
     }
     Ok(())

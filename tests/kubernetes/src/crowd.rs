@@ -104,6 +104,7 @@ impl Crowd {
             if difference.is_empty() {
                 return Ok(());
             }
+            // To look is work here, too.
             thread::sleep(LOOK);
             Err(difference)
         })
