@@ -99,12 +99,7 @@ async fn led(people: &People, store: Store) -> Controller {
 async fn two_leaders(people: &People, [first, second]: [Store; 2]) -> [Controller; 2] {
     let one = led(people, first).await;
     let two = Controller::start(second, "two", None);
-    within(async {
-        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    people.until_candidates(2).await;
     [one, two]
 }
 
@@ -386,6 +381,7 @@ async fn the_work_goes_on_when_a_member_of_etcd_dies() {
         let value = NetNamespaceRecord::asking(&ns("b")).to_json();
         let key = people.keys.netnamespace(&ns("b"));
         while people.store.commit(Txn::new().put(key.as_str(), value.clone())).await.is_err() {
+            // Between two tries.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -133,6 +133,18 @@ impl People {
         .await;
     }
 
+    /// Waits until so many controllers lead or wait to.
+    pub async fn until_candidates(&self, count: usize) {
+        let election = self.keys.election();
+        let mut watch = self.store.watch(&election);
+        within(async {
+            while self.store.list(&election).await.unwrap().entries.len() < count {
+                watch.next().await;
+            }
+        })
+        .await;
+    }
+
     /// Waits until this controller leads.
     pub async fn until_leads(&self, identity: &str) {
         let mut observer = bulkhead_store::Candidate::observe(&self.store, &self.keys.election());
