@@ -2,6 +2,11 @@
 //! their ports, sources that are kept, and who may use them. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "services/foreign.rs"]
+mod foreign;
+#[path = "services/policies.rs"]
+mod policies;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -46,8 +51,8 @@ fn await_answer(from: &Inner, to: SocketAddr, by: &[&str]) -> Result<(), LabErro
 }
 
 impl Scene {
-    fn set(proxy: ProxyMode) -> Result<Self, LabError> {
-        let cluster = Cluster::builder().proxy(proxy).start()?;
+    fn set(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<Self, LabError> {
+        let cluster = Cluster::builder().proxy(proxy).proxy_knows_pods(proxy_knows_pods).start()?;
         bulkhead::install(&cluster, &[])?;
         create(&cluster, &["a", "b"])?;
         let mut hosted: Value = serde_json::from_str(&manifest("a", "two", "n2")).unwrap();
@@ -190,7 +195,7 @@ fn churn(scene: &Scene) -> Result<(), LabError> {
     cluster.kubectl().run(&["delete", "namespace", "x", "y", "--timeout=5m"]).map(drop)
 }
 
-fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
+fn sources_are_kept(scene: &Scene, proxy_knows_pods: bool) -> Result<(), LabError> {
     scene.behind("local", &["two"])?;
     let (_, port) = scene.serve("local", "local", &json!({"type": "NodePort", "externalTrafficPolicy": "Local"}))?;
     let there = at(scene.node("n2"), port);
@@ -200,8 +205,11 @@ fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
     let outside = scene.cluster.underlay().outside_address().to_string();
     assert!(seen.starts_with(&outside), "the client {outside} is seen as {seen}");
     let elsewhere = at(scene.node("n1"), port);
-    // Within the cluster every node leads to every backend: by now n1 has heard of it.
-    scene.await_answer(elsewhere, &["two"])?;
+    if proxy_knows_pods {
+        // Within the cluster every node leads to every backend: by now n1 has heard of it.
+        scene.await_answer(elsewhere, &["two"])?;
+    }
+    policies::local_policy_from_pods(scene, port, proxy_knows_pods)?;
     assert!(scene.outside("clientip", elsewhere).is_err(), "n1 has no backend");
     Ok(())
 }
@@ -224,11 +232,11 @@ fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
     // Whether kube-proxy knew both when the first connection came is nothing to affinity: from now on it is one.
     let all = answers(sticky, 20)?;
     assert_eq!(all.len(), 1, "{all:?}");
-    Ok(())
+    policies::affinity_outlasts_the_other_backend(scene, free, sticky)
 }
 
-fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
-    let scene = Scene::set(proxy)?;
+fn services_do_what_services_do(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<(), LabError> {
+    let scene = Scene::set(proxy, proxy_knows_pods)?;
     let begin = Instant::now();
     let step = |what: &str| println!("{:.1} s: {what}", begin.elapsed().as_secs_f64());
     scene.behind("first", &["one"])?;
@@ -258,10 +266,19 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     scene.belongs_to_a(at(external, WEB))?;
     step("a hostPort: for its tenant and the outside");
     scene.belongs_to_a(at(scene.node("n2"), HOST_PORT))?;
+    step("endpoints made by hand: another tenant's pods are not reached by them");
+    foreign::endpoints_made_by_hand_open_no_tenant(&scene)?;
     step("externalTrafficPolicy Local");
-    sources_are_kept(&scene)?;
+    sources_are_kept(&scene, proxy_knows_pods)?;
     step("session affinity");
     affinity_holds(&scene)?;
+    step("a service without an address");
+    policies::a_headless_service(&scene)?;
+    step("a pod behind a service reaches itself by NodePorts");
+    policies::a_pod_reaches_itself_by_node_ports(&scene)?;
+    step("clients in their node's network");
+    let (address, port) = scene.serve("for-nodes", "second", &json!({"type": "NodePort"}))?;
+    policies::clients_in_the_nodes_network(&scene, address, port)?;
     step("datagrams to a backend that changes");
     a_backend_of_datagrams_changes(&scene)?;
     step("another tenant's namespaces and pods come and go");
@@ -274,14 +291,15 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     Ok(())
 }
 
+/// kube-proxy is told nothing of pods, as by kubeadm without `--pod-network-cidr`.
 #[test]
 fn services_do_what_services_do_with_iptables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Iptables)
+    services_do_what_services_do(ProxyMode::Iptables, false)
 }
 
 #[test]
 fn services_do_what_services_do_with_nftables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Nftables)
+    services_do_what_services_do(ProxyMode::Nftables, true)
 }
