@@ -40,11 +40,14 @@ pub struct Numbers {
     /// What the last rises of the epoch passed by: the mark before them, and the one after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     passed: Option<(u32, u32)>,
+    /// Whether the epoch rose a moment ago: who had something before comes first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    settling: bool,
 }
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false, passed: None }
+        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false, passed: None, settling: false }
     }
 }
 
@@ -86,6 +89,18 @@ impl Numbers {
             self.jump(JUMP);
         }
         self.passed = Some((behind, self.mark));
+        self.settling = true;
+    }
+
+    /// Whether the epoch rose and nobody has said since that all had their time to come back.
+    pub const fn is_settling(&self) -> bool {
+        self.settling
+    }
+
+    /// Says that who had something before the last rise had their time to come back.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        Self { settling: false, ..self }
     }
 
     /// Whether the last rises passed `number` by: what lives may have it, given out by a ledger that is lost.
@@ -193,6 +208,7 @@ mod tests {
         assert!(!numbers.was_passed_by(11) && !numbers.was_passed_by(given) && numbers.was_passed_by(given + 1));
         let text = serde_json::to_string(&numbers).unwrap();
         assert_eq!(serde_json::from_str::<Numbers>(&text).unwrap(), numbers);
+        assert!(numbers.is_settling() && !numbers.settled().is_settling() && !Numbers::default().is_settling());
     }
 
     proptest! {

@@ -113,6 +113,7 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         .or_else(|| lifecycle::strays(state))
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))
+        .or_else(|| restore::settled(state))
         .or_else(|| nodes::admissions(state, &cluster.networks))
         .or_else(|| cluster::built(state))
         .or_else(|| declarations::step(state, &declared))

@@ -101,7 +101,7 @@ pub(super) fn admissions(state: &State, networks: &Networks) -> Option<Step> {
         }
     }
     // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
-    if state.named_only {
+    if state.settling().is_some() {
         later.clear();
     }
     for (segment, held, ask) in later {

@@ -153,7 +153,7 @@ impl<'a> Seats<'a> {
 
     /// Finds what is outdated, and who waits for that: behind a restore only.
     fn compare_with_shown(&mut self, networks: &Networks) {
-        if !self.state.named_only {
+        if self.state.settling().is_none() {
             return;
         }
         let shown = shown::blocks(self.state, networks, &BTreeSet::new()).0;

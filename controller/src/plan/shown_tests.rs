@@ -148,6 +148,8 @@ async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_serv
     scene.state.observe(shown);
     scene.settle().await;
     assert_eq!(scene.state.epoch(), Some(2));
+    scene.state.settle(Some(2));
+    scene.settle().await;
     assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.0.0/22");
 }
 
