@@ -327,6 +327,7 @@ async fn behind_a_restore_a_machine_that_names_no_subnet_waits_for_a_minute() {
     twin.set_cluster_id(9);
     epoch_rises(&people, 2).await;
     people.asks("new", "10.0.0.9").await;
+    people.until_refused("10.0.0.9", "for a minute").await;
     one.stop().await;
     people.until_leads("two").await;
     let key = people.keys.ledger_node("10.0.0.9".parse().unwrap());

@@ -91,7 +91,8 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         return Some(step);
     }
     if restore::waits(state) {
-        return None;
+        let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
+        return nodes::waiting(state, &cluster.networks);
     }
     if let Some(step) =
         restore::step(state, policy).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state))

@@ -22,6 +22,11 @@ use super::shown;
 use super::step::Step;
 use crate::state::{Held, Mail, State};
 
+/// Answer to who names no subnet before Kubernetes was listed: its Nodes may show what a restored ledger does not have.
+const UNLISTED: &str = "no subnet yet: this controller has not been told by the API server which subnets the Nodes have; leave the record for when it is, or name a subnet that is free";
+/// Answer to who names no subnet behind a restore.
+const SETTLING: &str = "no subnet yet: etcd was restored, and for a minute machines that name the subnet they had come first; leave the record, or ask again in a minute";
+
 /// What a valid record asks for.
 #[derive(Clone)]
 pub(super) struct Ask {
@@ -100,12 +105,35 @@ pub(super) fn admissions(state: &State, networks: &Networks) -> Option<Step> {
             return step.some();
         }
     }
-    // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
-    if state.settling().is_some() {
-        later.clear();
-    }
+    let wait = must_wait(state);
     for (segment, held, ask) in later {
-        let item = attempt(state, &draft, &mut blocks, segment, held, &ask);
+        let item = match wait {
+            Some(reason) => refuse(state, segment, held, reason),
+            None => attempt(state, &draft, &mut blocks, segment, held, &ask),
+        };
+        if item.is_some_and(|item| !step.absorb(&item)) {
+            break;
+        }
+    }
+    step.some()
+}
+
+/// Why machines that name no subnet get none for now.
+fn must_wait(state: &State) -> Option<&'static str> {
+    if !super::is_listed(state) {
+        return Some(UNLISTED);
+    }
+    // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
+    state.settling().map(|_| SETTLING)
+}
+
+/// Answers machines that name no subnet and have to wait, while nobody at all is served.
+pub(super) fn waiting(state: &State, networks: &Networks) -> Option<Step> {
+    let reason = must_wait(state)?;
+    let mut step = Step::default();
+    for (segment, held) in state.subnets.iter().filter(|(segment, _)| !is_admitted(state, segment)) {
+        let unnamed = ask(segment, &held.value, networks).is_ok_and(|ask| ask.subnets.is_none());
+        let item = unnamed.then(|| refuse(state, segment, held, reason)).flatten();
         if item.is_some_and(|item| !step.absorb(&item)) {
             break;
         }

@@ -165,7 +165,8 @@ async fn behind_a_raised_epoch_those_who_name_their_subnet_come_first_whoever_le
     let mut scene = asked().await;
     scene.settle().await;
     scene.asks("new", "10.0.0.9").await;
-    assert_eq!(scene.next(), None, "it waits");
+    assert_eq!(scene.settle().await, 1, "it waits");
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("for a minute"));
     // Another leader, which knows only what is in etcd.
     scene.state = State::new(scene.keys.clone());
     scene.look().await;

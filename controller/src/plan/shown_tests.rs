@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::scenes::{Scene, ns};
 use super::{Policy, statuses, subnets};
 use crate::objects::{NamespaceObject, NodeObject, Objects};
+use crate::state::State;
 
 /// Four subnets.
 const SMALL: &str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/28","HostSubnetLength":2,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
@@ -137,20 +138,52 @@ async fn who_is_younger_than_the_snapshot_keeps_number_and_subnet() {
 }
 
 #[tokio::test]
-async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_served() {
+async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_served_but_told_so() {
     let mut scene = cluster().await;
     let shown = objects(&scene);
-    scene.state = crate::state::State::new(scene.keys.clone()).with_kubernetes();
+    scene.state = State::new(scene.keys.clone()).with_kubernetes();
     scene.look().await;
     scene.state.owe(Some(1), 1);
     scene.asks("lb", "10.0.0.9").await;
-    assert_eq!(scene.settle().await, 0);
+    assert_eq!(scene.settle().await, 1);
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("API server"));
+    assert_eq!(scene.state.epoch(), Some(1));
     scene.state.observe(shown);
     scene.settle().await;
     assert_eq!(scene.state.epoch(), Some(2));
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("for a minute"));
     scene.state.settle(Some(2));
     scene.settle().await;
-    assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.0.0/22");
+    let record = scene.read_subnet("10.0.0.9").await;
+    assert_eq!((record.subnet.as_str(), record.error.as_str()), ("172.11.0.0/22", ""));
+}
+
+/// A controller that was started behind a restore learns of it from Kubernetes: until then it may not look like one.
+#[tokio::test]
+async fn before_kubernetes_was_listed_a_machine_outside_it_gets_only_what_it_names() {
+    for state in ["of a snapshot", "lost wholly"] {
+        let mut scene = cluster().await;
+        let before = if state == "lost wholly" { Vec::new() } else { snapshot(&scene).await };
+        scene.node("n1", "u1", &["10.0.0.1"]);
+        settle(&mut scene).await;
+        let shown = objects(&scene);
+        let mut scene = restored(&before, shown.clone(), None).await;
+        scene.state = State::new(scene.keys.clone()).with_kubernetes();
+        scene.look().await;
+        scene.asks("lb", "10.0.0.9").await;
+        scene
+            .subnet("10.0.0.8", r#"{"Host":"known","HostIP":"10.0.0.8","Subnet":"172.11.80.0/22","Assign":true}"#)
+            .await;
+        scene.settle().await;
+        let record = scene.read_subnet("10.0.0.9").await;
+        assert!(record.subnet.is_empty() && record.error.contains("API server"), "{state}: {record:?}");
+        assert_eq!(subnet(&scene, "known"), "172.11.80.0/22", "{state}");
+        scene.state.observe(shown);
+        settle(&mut scene).await;
+        assert_eq!(subnet(&scene, "n1"), "172.11.0.0/22", "{state}");
+        let record = scene.read_subnet("10.0.0.9").await;
+        assert_eq!((record.subnet.as_str(), record.error.as_str()), ("172.11.4.0/22", ""), "{state}");
+    }
 }
 
 /// More than one transaction takes: the first ones come with the epoch, the others behind it, and nobody renumbers.

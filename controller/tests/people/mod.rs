@@ -133,6 +133,13 @@ impl People {
         .await;
     }
 
+    /// Waits until a machine's request is answered so.
+    pub async fn until_refused(&self, address: &str, text: &str) {
+        let key = self.keys.subnet(address.parse().unwrap());
+        let refused = |value: &[u8]| SubnetRecord::parse(value).is_ok_and(|record| record.error.contains(text));
+        self.until(&key, |value| value.is_some_and(refused)).await;
+    }
+
     /// Waits until this controller leads.
     pub async fn until_leads(&self, identity: &str) {
         let mut observer = bulkhead_store::Candidate::observe(&self.store, &self.keys.election());
