@@ -42,6 +42,8 @@ mod scenes;
 #[cfg(test)]
 mod seat_tests;
 #[cfg(test)]
+mod shown_model;
+#[cfg(test)]
 mod shown_tests;
 #[cfg(test)]
 mod status_tests;
@@ -111,6 +113,7 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     lifecycle::deaths(state)
         .or_else(|| lifecycle::ties(state))
         .or_else(|| lifecycle::births(state, policy))
+        .or_else(|| restore::all_reborn(state))
         .or_else(|| lifecycle::strays(state))
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))

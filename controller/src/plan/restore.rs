@@ -134,6 +134,17 @@ fn rise(state: &State, building: bool) -> Option<Step> {
     Some(step)
 }
 
+/// Says that everybody who lives has been born again: what a namespace shows that comes later is not believed.
+pub(super) fn all_reborn(state: &State) -> Option<Step> {
+    state.source.objects()?;
+    let held = state.numbers.as_ref()?;
+    let numbers = held.value.as_ref().ok().filter(|numbers| numbers.may_be_reborn())?;
+    let mut step = Step::default();
+    step.expect(state.keys().numbers(), held.revision);
+    step.put(state.keys().numbers(), to_json(&numbers.clone().all_reborn()));
+    step.some()
+}
+
 /// Says that the ledger has settled, once those that lost their place had their time and all of them are known.
 pub(super) fn settled(state: &State) -> Option<Step> {
     let epoch = state.settling().filter(|epoch| state.settled == Some(*epoch) && super::is_listed(state))?;

@@ -2,7 +2,8 @@
 //!
 //! The controller writes it (see [`report`](crate::kubernetes::report)); behind a restore of etcd it is all that is left of
 //! namespaces and nodes younger than the snapshot. It is a wish: what somebody has in the ledger, or two objects show, is
-//! given to nobody for it, and a number is believed only if a rise of the epoch passed it by.
+//! given to nobody for it. A number is believed only if a rise of the epoch passed it by, and only of who is there at that
+//! rise: whoever comes later may show what somebody else had and gave back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
