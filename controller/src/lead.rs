@@ -3,7 +3,7 @@
 //! Promises: it writes nothing after it learned that its leadership is over, and what was in flight then is refused by
 //! etcd; a transaction that met a newer state is planned again on it; etcd's outages are waited out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -378,7 +378,8 @@ impl Leader<'_> {
     /// Logs what no record can answer, once per revision.
     fn complain(&mut self) {
         let complaints = plan::complaints(self.state);
-        self.complained.retain(|key, revision| complaints.iter().any(|c| c.key == *key && c.revision == *revision));
+        let now: HashSet<_> = complaints.iter().map(|c| (c.key.as_str(), c.revision)).collect();
+        self.complained.retain(|key, revision| now.contains(&(key.as_str(), *revision)));
         for complaint in complaints {
             if self.complained.insert(complaint.key.clone(), complaint.revision).is_none() {
                 warn!(key = complaint.key, "{}", complaint.text);

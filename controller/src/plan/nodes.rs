@@ -263,6 +263,12 @@ pub(super) fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubne
     Ok(subnets)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often all nodes were looked over for what is free.
+    pub(super) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Which of the network's subnets are free.
 pub(super) struct Blocks<'a> {
     networks: &'a Networks,
@@ -273,8 +279,12 @@ pub(super) struct Blocks<'a> {
     shown: BTreeMap<NodeName, u32>,
     /// By turn: block, last segment of the key, revision.
     released: BTreeMap<(u64, u32), (String, i64)>,
+    /// The blocks that were in the queue.
+    used: BTreeSet<u32>,
     /// Every block before it is taken, claimed or was used once.
     next: u32,
+    /// Why nobody gets one any more.
+    full: Option<String>,
 }
 
 impl<'a> Blocks<'a> {
@@ -284,6 +294,8 @@ impl<'a> Blocks<'a> {
         networks: &'a Networks,
         waiting: &[(&String, &Held<Mail<SubnetRecord>>)],
     ) -> Option<Self> {
+        #[cfg(test)]
+        LOOKS.with(|looks| looks.set(looks.get() + 1));
         let mut taken = BTreeMap::new();
         for (&address, held) in &state.nodes {
             taken.insert(networks.block_of(held.value.as_ref().ok()?.subnets).ok()?, address);
@@ -305,7 +317,8 @@ impl<'a> Blocks<'a> {
             let Ok(block) = networks.v4().block_of(subnet) else { continue };
             released.insert((turn, block), (segment.clone(), held.revision));
         }
-        Some(Self { networks, taken, claimed, shown, released, next: 0 })
+        let used = released.keys().map(|(_, block)| *block).collect();
+        Some(Self { networks, taken, claimed, shown, released, used, next: 0, full: None })
     }
 
     /// The subnets that a Node shows, if nobody else has, names or shows them.
@@ -326,14 +339,7 @@ impl<'a> Blocks<'a> {
                 }
                 block
             }
-            None => self.fresh().or_else(|| self.longest_released()).ok_or_else(|| {
-                let network = self.networks.v4().network();
-                let all = self.networks.blocks();
-                let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
-                format!(
-                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove; a Node of Kubernetes gives its subnet back --node-release-after seconds after it was deleted)"
-                )
-            })?,
+            None => self.next_free()?,
         };
         let subnets = self.networks.node_subnets(block).ok_or("Subnet: out of the network")?;
         self.taken.insert(block, ask.address);
@@ -341,13 +347,31 @@ impl<'a> Blocks<'a> {
         Ok((subnets, turn.and_then(|turn| self.released.remove(&turn))))
     }
 
+    /// The block that comes next. Once there is none there will be none: nothing is given back meanwhile.
+    fn next_free(&mut self) -> Result<u32, String> {
+        if let Some(problem) = &self.full {
+            return Err(problem.clone());
+        }
+        if let Some(block) = self.fresh().or_else(|| self.longest_released()) {
+            return Ok(block);
+        }
+        let network = self.networks.v4().network();
+        let all = self.networks.blocks();
+        let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
+        let problem = format!(
+            "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove; a Node of Kubernetes gives its subnet back --node-release-after seconds after it was deleted)"
+        );
+        self.full = Some(problem.clone());
+        Err(problem)
+    }
+
     fn is_free(&self, block: u32) -> bool {
         block < self.networks.blocks() && !self.taken.contains_key(&block) && !self.claimed.contains(&block)
     }
 
     fn fresh(&mut self) -> Option<u32> {
-        let used: BTreeSet<u32> = self.released.keys().map(|(_, block)| *block).collect();
-        let found = (self.next..self.networks.blocks()).find(|block| self.is_free(*block) && !used.contains(block));
+        let found =
+            (self.next..self.networks.blocks()).find(|block| self.is_free(*block) && !self.used.contains(block));
         self.next = found.map_or(self.networks.blocks(), |block| block + 1);
         found
     }
