@@ -115,6 +115,13 @@ impl Numbers {
         self.passed.is_some()
     }
 
+    /// Says that a ledger is lost that these numbers outlived: who lives may have any that was given out.
+    pub fn outlive_ledger(&mut self) {
+        if self.mark >= FIRST {
+            self.passed = Some((FIRST - 1, self.mark));
+        }
+    }
+
     /// Says that all who live have their numbers again: nothing counts as passed by any more.
     #[must_use]
     pub fn all_reborn(self) -> Self {
@@ -220,6 +227,13 @@ mod tests {
         assert!(!numbers.was_passed_by(11) && !numbers.was_passed_by(given) && numbers.was_passed_by(given + 1));
         let text = serde_json::to_string(&numbers).unwrap();
         assert_eq!(serde_json::from_str::<Numbers>(&text).unwrap(), numbers);
+        numbers.outlive_ledger();
+        assert!(
+            numbers.was_passed_by(10) && numbers.was_passed_by(given) && !numbers.was_passed_by(numbers.mark() + 1)
+        );
+        let mut blank = Numbers::default();
+        blank.outlive_ledger();
+        assert!(!blank.may_be_reborn(), "nothing was given out");
         let reborn = numbers.clone().all_reborn();
         assert!(numbers.may_be_reborn() && !reborn.may_be_reborn() && !reborn.was_passed_by(given + 1));
         assert_eq!(reborn.mark(), numbers.mark());

@@ -103,6 +103,9 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     }
     // Without a readable ledger entry of the cluster nothing else can be right.
     let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
+    if import::is_due(state) && !is_listed(state) {
+        return nodes::waiting(state, &cluster.networks);
+    }
     if import::is_due(state) {
         return import::step(state, cluster.epoch, policy);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_core::Action;
 use bulkhead_core::annotation::Network;
 use bulkhead_core::number::JUMP;
 use bulkhead_core::record::{ConfigRecord, Record};
@@ -176,9 +177,13 @@ async fn before_kubernetes_was_listed_a_machine_outside_it_gets_only_what_it_nam
         scene.settle().await;
         let record = scene.read_subnet("10.0.0.9").await;
         assert!(record.subnet.is_empty() && record.error.contains("API server"), "{state}: {record:?}");
-        assert_eq!(subnet(&scene, "known"), "172.11.80.0/22", "{state}");
+        // A ledger is not even begun without what Kubernetes shows.
+        let served = if state == "lost wholly" { "" } else { "172.11.80.0/22" };
+        assert_eq!(subnet(&scene, "known"), served, "{state}");
         scene.state.observe(shown);
+        scene.state.settle(Some(1));
         settle(&mut scene).await;
+        assert_eq!(subnet(&scene, "known"), "172.11.80.0/22", "{state}");
         assert_eq!(subnet(&scene, "n1"), "172.11.0.0/22", "{state}");
         let record = scene.read_subnet("10.0.0.9").await;
         assert_eq!((record.subnet.as_str(), record.error.as_str()), ("172.11.4.0/22", ""), "{state}");
@@ -326,4 +331,68 @@ async fn a_node_made_anew_since_the_snapshot_keeps_the_subnet_that_it_has_now() 
     scene.node("n2", "u2", &["10.0.0.2"]);
     settle(&mut scene).await;
     assert_eq!(subnet(&scene, "n2"), "172.11.8.0/22", "the one of before rests");
+}
+
+/// Everything of the ledger, the numbers or the records that somebody deletes while nobody leads.
+#[tokio::test]
+async fn a_ledger_made_anew_gives_nobody_what_somebody_living_shows() {
+    for (what, records_too, numbers_too) in
+        [("ledger", false, false), ("numbers too", false, true), ("all", true, true)]
+    {
+        let mut scene = cluster().await;
+        for name in ["gone", "z", "b"] {
+            scene.appears(name, &format!("u-{name}"));
+            settle(&mut scene).await;
+        }
+        scene.vanishes("gone");
+        scene.act(&[("b", &Action::Join(ns("z")))]).await;
+        settle(&mut scene).await;
+        let names = ["kube-system", "b", "z"];
+        let had = names.map(|name| scene.numbers(name));
+        assert_eq!(had, [Some((10, 0)), Some((13, 12)), Some((12, 12))]);
+        let own = format!("{}bulkhead/", scene.keys.root());
+        let lost = |key: &str| match key.strip_prefix(&own) {
+            Some("numbers") => numbers_too,
+            Some(_) => true,
+            None => records_too && key != scene.keys.config(),
+        };
+        let kept: Vec<_> = snapshot(&scene).await.into_iter().filter(|entry| !lost(&entry.key)).collect();
+        // Who is born meanwhile, and is listed first.
+        let mut shown = objects(&scene);
+        let newborn = NamespaceObject { uid: "u-a".into(), ..NamespaceObject::default() };
+        Arc::make_mut(&mut shown.namespaces).insert(ns("a"), newborn);
+        let mut scene = restored(&kept, shown.clone(), None).await;
+        scene.state = State::new(scene.keys.clone()).with_kubernetes();
+        scene.look().await;
+        scene.asks("lb", "10.0.0.9").await;
+        scene.settle().await;
+        assert_eq!(names.map(|name| scene.numbers(name)), [None; 3], "{what}: before Kubernetes was listed");
+        assert!(scene.read_subnet("10.0.0.9").await.error.contains("API server"), "{what}");
+        scene.state.observe(shown);
+        settle(&mut scene).await;
+        let has = names.map(|name| scene.numbers(name));
+        if records_too {
+            assert_eq!(has, [Some((10, 0)), Some((13, 13)), Some((12, 12))], "the join was an action's");
+        } else {
+            assert_eq!(has, had, "{what}");
+        }
+        assert!(vni(&scene, "a") > 13, "{what}: {}", vni(&scene, "a"));
+    }
+}
+
+/// The numbers that were given out before may lie beyond where a new ledger begins.
+#[tokio::test]
+async fn a_new_ledger_passes_over_what_is_shown_and_not_believed() {
+    let mut scene = cluster().await;
+    let mut shown = objects(&scene);
+    let first = JUMP + 11;
+    for (name, number) in [("a", None), ("b", Some(first)), ("c", Some(first + 1)), ("d", Some(11)), ("e", Some(11))] {
+        let uid = format!("u-{name}");
+        let object = NamespaceObject { uid, shown_vni: number.map(|n| n.to_string()), ..NamespaceObject::default() };
+        Arc::make_mut(&mut shown.namespaces).insert(ns(name), object);
+    }
+    scene = restored(&[], shown, None).await;
+    scene.settle().await;
+    let given = ["a", "b", "c", "d", "e"].map(|name| vni(&scene, name));
+    assert!(given.iter().all(|vni| *vni > first + 1), "{given:?}");
 }
