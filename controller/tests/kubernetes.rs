@@ -185,10 +185,15 @@ async fn a_controller_that_starts_without_an_api_server_takes_nothing_for_gone()
     api.away(true);
     let two = Controller::start(twin.store(), &api, "two");
     people.until_leads("two").await;
+    // Its Nodes may have subnets that this etcd knows nothing of: only who names one is served.
     people.asks("lb", "10.0.0.9").await;
-    people.until_subnet("10.0.0.9", "172.11.0.0/22").await;
+    people.until_refused("10.0.0.9", "API server").await;
+    let named = br#"{"Host":"lb2","HostIP":"10.0.0.8","Subnet":"172.11.80.0/22","Assign":true}"#;
+    people.write(&people.keys.subnet("10.0.0.8".parse().unwrap()), named).await;
+    people.until(&people.keys.ledger_node("10.0.0.8".parse().unwrap()), |value| value.is_some()).await;
     people.until_net_id("a", 10).await;
     api.away(false);
+    people.until_subnet("10.0.0.9", "172.11.0.0/22").await;
     api.put("namespaces", "b", json!({}));
     people.until(&people.keys.ledger_namespace(&ns("b")), |value| value.is_some()).await;
     people.until_net_id("a", 10).await;
