@@ -80,6 +80,43 @@ fn each_policy_and_the_bundled_etcd_can_be_left_out() {
     assert!(external.contains("value: \"https://10.0.0.1:2379\""));
 }
 
+/// The object of a rendered manifest that begins so.
+fn object<'a>(manifest: &'a str, kind: &str, name: &str) -> &'a str {
+    let head = format!("kind: {kind}\nmetadata:\n  name: {name}\n");
+    manifest.split("\n---\n").find(|object| object.contains(&head)).unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+/// The paths of a container's mounts by their volumes, and those of volumes of the node by their names.
+fn paths(object: &str, key: &str) -> Vec<(String, String)> {
+    let lines: Vec<&str> = object.lines().map(str::trim).collect();
+    let mut named = "";
+    let mut found = Vec::new();
+    for line in lines {
+        if let Some(name) = line.strip_prefix("- name: ") {
+            named = name;
+        } else if let Some(path) = line.strip_prefix(key) {
+            found.push((named.to_owned(), path.trim().to_owned()));
+        }
+    }
+    found
+}
+
+/// The CNI config names the agent's socket and spool by the run folder's path, and it is read on the node.
+#[test]
+fn the_run_folder_has_one_path_in_the_agent_and_on_the_node() {
+    for (settings, run) in
+        [(&[][..], "/run/bulkhead"), (&["agent.hostPaths.run=/run/elsewhere/bulkhead"], "/run/elsewhere/bulkhead")]
+    {
+        let manifest = template(settings).unwrap();
+        let agent = object(&manifest, "DaemonSet", "bulkhead-agent");
+        let run = ("run".to_owned(), run.to_owned());
+        assert!(paths(agent, "mountPath: ").contains(&run), "{agent}");
+        assert!(paths(agent, "path: ").contains(&run), "{agent}");
+        assert!(agent.contains(&format!("- --run-dir={}\n", run.1)), "{agent}");
+        assert!(agent.contains(&format!("value: {}/agent.sock\n", run.1)), "{agent}");
+    }
+}
+
 /// What stands in docs/install.md for an etcd with logins.
 #[test]
 fn an_existing_etcd_is_reached_by_prefix_and_login() {
@@ -94,8 +131,7 @@ fn an_existing_etcd_is_reached_by_prefix_and_login() {
     for (kind, name, secret) in
         [("Deployment", "bulkhead-controller", "etcd-login"), ("DaemonSet", "bulkhead-agent", "etcd-agent-login")]
     {
-        let head = format!("kind: {kind}\nmetadata:\n  name: {name}\n");
-        let object = manifest.split("\n---\n").find(|object| object.contains(&head)).unwrap();
+        let object = object(&manifest, kind, name);
         let lines: Vec<&str> = object.lines().map(str::trim).collect();
         let after = |name: &str| lines[lines.iter().position(|line| *line == format!("- name: {name}")).unwrap() + 1];
         assert!(after("BULKHEAD_ETCD_PREFIX").contains("/tenants/bulkhead"), "{object}");
