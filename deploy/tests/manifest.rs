@@ -117,6 +117,58 @@ fn the_run_folder_has_one_path_in_the_agent_and_on_the_node() {
     }
 }
 
+/// As `container_t` they could write none of their folders on a node that enforces a policy of `SELinux`.
+#[test]
+fn what_writes_on_the_node_says_its_selinux_type() {
+    let off = ["agent.seLinuxOptions=null", "etcd.bundled.seLinuxOptions=null"];
+    for (settings, agents, members) in [(&[][..], 2, 1), (&off[..], 0, 0)] {
+        let manifest = template(settings).unwrap();
+        for (name, count) in [("bulkhead-agent", agents), ("bulkhead-etcd", members)] {
+            let set = object(&manifest, "DaemonSet", name);
+            let labels = set.matches("seLinuxOptions:\n              level: s0\n              type: spc_t\n").count();
+            assert_eq!((labels, set.matches("seLinuxOptions").count()), (count, count), "{settings:?}: {set}");
+        }
+    }
+}
+
+/// Where pods may run is the administrator's to say; that no two controllers are on one node stays.
+#[test]
+fn where_and_how_pods_run_is_set_by_values() {
+    let parts = [
+        ("agent", "DaemonSet", "bulkhead-agent"),
+        ("controller", "Deployment", "bulkhead-controller"),
+        ("etcd.bundled", "DaemonSet", "bulkhead-etcd"),
+    ];
+    let defaults = template(&[]).unwrap();
+    for (values, kind, name) in parts {
+        // Any taint is tolerated, so that there is a network.
+        assert!(object(&defaults, kind, name).contains("\n        - operator: Exists\n"), "{name}");
+        let manifest = template(&[
+            &format!("{values}.tolerations[0].key=example.com/dedicated"),
+            &format!("{values}.tolerations[0].operator=Exists"),
+            &format!("{values}.priorityClassName=important"),
+            &format!("{values}.podAnnotations.example\\.com/x=y"),
+        ])
+        .unwrap();
+        let changed = object(&manifest, kind, name);
+        let lines: Vec<&str> = changed.lines().map(str::trim).collect();
+        for line in ["- key: example.com/dedicated", "priorityClassName: important", "example.com/x: \"y\""] {
+            let quoted = line.replace('"', "");
+            assert!(lines.iter().any(|there| *there == line || *there == quoted), "{line}: {changed}");
+        }
+        assert!(!lines.contains(&"- operator: Exists"), "{changed}");
+    }
+    let place =
+        "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0]";
+    for (values, kind, name) in &parts[..2] {
+        let (key, operator) = (format!("{values}.{place}.key=zone"), format!("{values}.{place}.operator=Exists"));
+        let manifest = template(&[&key, &operator]).unwrap();
+        let changed = object(&manifest, kind, name);
+        assert!(changed.contains("key: zone") && changed.contains("nodeSelectorTerms:"), "{changed}");
+        assert_eq!(changed.contains("podAntiAffinity:"), *values == "controller", "{changed}");
+    }
+}
+
 /// What stands in docs/install.md for an etcd with logins.
 #[test]
 fn an_existing_etcd_is_reached_by_prefix_and_login() {
