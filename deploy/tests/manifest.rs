@@ -42,6 +42,7 @@ fn wrong_values_are_refused() {
     for bad in [
         "image.tag=latest",
         "cluster.network=172.11.0.0",
+        "cluster.serviceNetwork=10.96.0.0/12\\,",
         "etcd.mode=none",
         "etcd.mode=external",
         "etcd.bundled.members=2",
@@ -99,6 +100,19 @@ fn paths(object: &str, key: &str) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// A dual-stack API server has two networks of services: no policy leaves one of them out.
+#[test]
+fn both_networks_of_services_are_covered() {
+    for value in ["10.96.0.0/12\\,fd00:96::/112", "10.96.0.0/12\\, fd00:96::/112"] {
+        let manifest = template(&[&format!("cluster.serviceNetwork={value}")]).unwrap();
+        for name in ["bulkhead-endpoints", "bulkhead-service-addresses"] {
+            let policy = object(&manifest, "ValidatingAdmissionPolicy", name);
+            assert!(policy.contains("cidr('10.96.0.0/12'), cidr('fd00:96::/112')]"), "{policy}");
+        }
+        assert!(object(&manifest, "Deployment", "bulkhead-controller").contains("- --service-network=10.96.0.0/12,"));
+    }
 }
 
 /// The CNI config names the agent's socket and spool by the run folder's path, and it is read on the node.
