@@ -6,10 +6,14 @@
 use std::fmt::Write;
 
 /// One value.
-struct Value {
-    path: String,
-    default: String,
-    comment: String,
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// Its keys, with dots between.
+    pub path: String,
+    /// Its default, on one line.
+    pub default: String,
+    /// What stands above it.
+    pub comment: String,
 }
 
 /// A map that is open while its lines are read.
@@ -36,7 +40,11 @@ pub fn reference(values: &str) -> Result<String, String> {
     Ok(page)
 }
 
-fn read(text: &str) -> Result<Vec<Value>, String> {
+/// All of them, in their order.
+///
+/// # Errors
+/// A value has no comment.
+pub fn read(text: &str) -> Result<Vec<Value>, String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
     let mut open: Vec<Open> = Vec::new();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_agent::datapath::REASONS;
 use bulkhead_core::annotation::ALL;
 use bulkhead_deploy::kept::{keep, root};
-use bulkhead_deploy::{annotations, drops, flags, values};
+use bulkhead_deploy::{annotations, drops, flags, schema, values};
 use clap::CommandFactory;
 
 const BLESS: &str = "make reference";
@@ -18,6 +18,13 @@ const BLESS: &str = "make reference";
 fn values_are_those_of_the_chart() {
     let text = fs::read_to_string(root().join("deploy/chart/values.yaml")).unwrap();
     keep("docs/values.md", &values::reference(&text).unwrap(), BLESS).unwrap();
+}
+
+#[test]
+fn the_schema_says_of_each_value_what_the_chart_says() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let (file, values) = ("deploy/chart/values.schema.json", read("deploy/chart/values.yaml"));
+    keep(file, &schema::described(&read(file), &values).unwrap(), BLESS).unwrap();
 }
 
 #[test]

@@ -31,6 +31,23 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Two controllers on one node would want the same port. */}}
+{{- define "bulkhead.controllerAffinity" -}}
+nodeAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 1
+      preference:
+        matchExpressions:
+          - key: node-role.kubernetes.io/control-plane
+            operator: Exists
+podAntiAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    - topologyKey: kubernetes.io/hostname
+      labelSelector:
+        matchLabels:
+          {{- include "bulkhead.selector" (dict "component" "controller") | nindent 10 }}
+{{- end }}
+
 {{/* Where the API server is, if not at the service. */}}
 {{- define "bulkhead.apiServerEnv" -}}
 {{- if .Values.apiServer.host }}
@@ -170,8 +187,10 @@ spec:
   serviceAccountName: bulkhead-etcd-setup
   priorityClassName: system-cluster-critical
   restartPolicy: OnFailure
+  {{- with $b.tolerations }}
   tolerations:
-    - operator: Exists
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   nodeSelector:
     kubernetes.io/os: linux
   securityContext:

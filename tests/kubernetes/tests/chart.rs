@@ -26,7 +26,10 @@ fn chart_holds_before_a_real_api_server() -> Result<(), LabError> {
     bulkhead::install(&cluster, &[])?;
     manifest_is_taken(&cluster)?;
     what_cannot_be_followed_is_refused(&cluster)?;
-    policies_hold(&cluster)?;
+    values_make_what_is_taken(&cluster)?;
+    policies_hold(&cluster, &[])?;
+    cluster.kubectl().apply(&bulkhead::manifests(&cluster, &["policies.hostNetwork.enabled=true"])?)?;
+    policies_hold(&cluster, &["host-network"])?;
     tool_moves_several(&cluster)?;
     running_pod_is_limited(&cluster)
 }
@@ -74,16 +77,78 @@ fn what_cannot_be_followed_is_refused(cluster: &Cluster) -> Result<(), LabError>
     Ok(())
 }
 
-fn policies_hold(cluster: &Cluster) -> Result<(), LabError> {
+/// Values that make other objects than the defaults do: the API server takes these, too.
+const VARIANTS: [&[&str]; 7] = [
+    &[
+        "etcd.mode=external",
+        "etcd.prefix=/x/y",
+        "etcd.external.authSecret=login",
+        "etcd.external.agentAuthSecret=agents",
+    ],
+    &["etcd.mode=bundled", "etcd.bundled.members=5", "etcd.bundled.seLinuxOptions=null", "namespace.create=true"],
+    &[
+        "policies.hostNetwork.enabled=true",
+        "policies.hostNetwork.namespaces={kube-system,b}",
+        "policies.exemptUsers={system:serviceaccount:velero:velero,a b}",
+        "policies.serviceAddresses.nodeNetworks={192.0.2.0/24,2001:db8::/64}",
+        "policies.serviceAddresses.loadBalancerUsers={k3s-cloud-controller-manager,other}",
+        "policies.validationActions={Warn,Audit}",
+    ],
+    &["cluster.serviceNetwork=10.96.0.0/12\\,fd00:96::/112", "cluster.nodeNetworks={192.0.2.0/24,198.51.100.0/24}"],
+    &[
+        "agent.privileged=true",
+        "agent.listen=node",
+        "agent.maxUnavailable=2",
+        "agent.hostPaths.run=/run/other",
+        "agent.podAnnotations.example\\.com/x=y",
+        "agent.tolerations=null",
+        "agent.priorityClassName=",
+        "agent.extraArgs={--resync=3}",
+    ],
+    &[
+        "controller.replicas=1",
+        "controller.listen=node",
+        "controller.priorityClassName=",
+        "controller.tolerations[0].key=x",
+        "controller.tolerations[0].operator=Exists",
+        "controller.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].key=zone",
+        "controller.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].operator=Exists",
+    ],
+    &[
+        "image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "imagePullSecrets[0].name=login",
+        "apiServer.host=192.0.2.1",
+        "requireJoinConsent=true",
+        "mtu=1400",
+        "vxlanPort=8472",
+        "rbac.networkAdminRole=false",
+    ],
+];
+
+fn values_make_what_is_taken(cluster: &Cluster) -> Result<(), LabError> {
+    let file = cluster.dir().join("variant.yaml");
+    let path = file.to_str().unwrap();
+    for values in VARIANTS {
+        std::fs::write(&file, bulkhead::manifests(cluster, values)?).unwrap();
+        let taken = cluster.kubectl().run(&["apply", "--dry-run=server", "--validate=strict", "-f", path])?;
+        assert!(taken.contains("daemonset.apps/bulkhead-agent"), "{values:?}: {taken}");
+    }
+    println!("{} sets of other values: all taken", VARIANTS.len());
+    Ok(())
+}
+
+/// Runs `deploy/tests/policies` with these further arguments.
+fn policies_hold(cluster: &Cluster, part: &[&str]) -> Result<(), LabError> {
     let programs = cluster.programs().get("kubectl")?.parent().unwrap().display().to_string();
     let mut command = Command::new(deploy().join("tests/policies"));
     command
         .arg(bulkhead::NAMESPACE)
+        .args(part)
         .env("KUBECONFIG", cluster.kubectl().kubeconfig())
         .env("HOME", cluster.dir())
         .env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap()));
     let said = cluster.underlay().infra.exec_of(command, &[])?;
-    println!("the policies: {}", said.lines().last().unwrap_or_default());
+    println!("the policies {part:?}: {}", said.lines().last().unwrap_or_default());
     assert!(said.contains(" 0 failed"), "{said}");
     Ok(())
 }
