@@ -8,6 +8,7 @@ mod events;
 mod memory;
 mod read;
 mod report;
+mod reporter;
 mod watch;
 
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
 
-pub(crate) use report::MANAGER;
-pub use report::{AGAIN, PACE, Report, report};
+pub use report::Report;
+pub(crate) use reporter::MANAGER;
+pub use reporter::{AGAIN, PACE, report};
 pub use watch::{Following, follow};
 
 /// What is decided about Kubernetes when the controller starts.

@@ -67,14 +67,9 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
     let mut tasks = JoinSet::new();
 
     let to = Arc::clone(&shared);
-    tasks.spawn(reflect(
-        Api::<ApiNamespace>::all(client.clone()),
-        asked(),
-        read::namespace,
-        move |map| {
-            to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
-        },
-    ));
+    tasks.spawn(reflect(Api::<ApiNamespace>::all(client.clone()), asked(), read::namespace, move |map| {
+        to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
+    }));
     let (to, networks) = (Arc::clone(&shared), options.node_networks.clone());
     let read_node = move |object| read::node(object, &networks);
     tasks.spawn(reflect(Api::<Node>::all(client.clone()), asked(), read_node, move |map| {

@@ -133,7 +133,6 @@ impl People {
         .await;
     }
 
-<<<<<<< HEAD
     /// Waits until so many controllers lead or wait to.
     pub async fn until_candidates(&self, count: usize) {
         let election = self.keys.election();
@@ -144,13 +143,13 @@ impl People {
             }
         })
         .await;
-=======
+    }
+
     /// Waits until a machine's request is answered so.
     pub async fn until_refused(&self, address: &str, text: &str) {
         let key = self.keys.subnet(address.parse().unwrap());
         let refused = |value: &[u8]| SubnetRecord::parse(value).is_ok_and(|record| record.error.contains(text));
         self.until(&key, |value| value.is_some_and(refused)).await;
->>>>>>> restore
     }
 
     /// Waits until this controller leads.
