@@ -2,6 +2,9 @@
 //! their ports, sources that are kept, and who may use them. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "services/foreign.rs"]
+mod foreign;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -249,6 +252,8 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     scene.belongs_to_a(at(external, WEB))?;
     step("a hostPort: for its tenant and the outside");
     scene.belongs_to_a(at(scene.node("n2"), HOST_PORT))?;
+    step("endpoints made by hand: another tenant's pods are not reached by them");
+    foreign::endpoints_made_by_hand_open_no_tenant(&scene)?;
     step("externalTrafficPolicy Local");
     sources_are_kept(&scene)?;
     step("session affinity");
