@@ -4,6 +4,8 @@
 
 #[path = "services/foreign.rs"]
 mod foreign;
+#[path = "services/policies.rs"]
+mod policies;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -198,7 +200,7 @@ fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
     let outside = scene.cluster.underlay().outside_address().to_string();
     assert!(seen.starts_with(&outside), "the client {outside} is seen as {seen}");
     assert!(scene.outside("clientip", at(scene.node("n1"), port)).is_err(), "n1 has no backend");
-    Ok(())
+    policies::local_policy_from_pods(scene, port)
 }
 
 fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
@@ -219,7 +221,7 @@ fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
     // Whether kube-proxy knew both when the first connection came is nothing to affinity: from now on it is one.
     let all = answers(sticky, 20)?;
     assert_eq!(all.len(), 1, "{all:?}");
-    Ok(())
+    policies::affinity_outlasts_the_other_backend(scene, free, sticky)
 }
 
 fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
@@ -258,6 +260,13 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     sources_are_kept(&scene)?;
     step("session affinity");
     affinity_holds(&scene)?;
+    step("a service without an address");
+    policies::a_headless_service(&scene)?;
+    step("a pod behind a service reaches itself by NodePorts");
+    policies::a_pod_reaches_itself_by_node_ports(&scene)?;
+    step("clients in their node's network");
+    let (address, port) = scene.serve("for-nodes", "second", &json!({"type": "NodePort"}))?;
+    policies::clients_in_the_nodes_network(&scene, address, port)?;
     step("datagrams to a backend that changes");
     a_backend_of_datagrams_changes(&scene)?;
     step("another tenant's namespaces and pods come and go");
