@@ -3,6 +3,9 @@
 //! works. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "changes/declared.rs"]
+mod declared;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -320,6 +323,7 @@ fn changes_by_every_way_are_felt_only_by_what_they_change() -> Result<(), LabErr
     };
     scene.step("etcdctl: b, which declares to be isolated, joins a", act, |_| {})?;
     namespaces_come_and_go(&mut scene)?;
+    declared::annotations_are_followed_or_refused(&scene)?;
     println!("the whole time");
     traffic::expect_whole(scene.standing, "all changes")?;
     for (what, took) in scene.slowest {
