@@ -43,6 +43,7 @@ const NODES_READY: Duration = Duration::from_secs(90);
 pub struct ClusterBuilder {
     workers: u8,
     proxy: ProxyMode,
+    proxy_knows_pods: bool,
     network: Network,
 }
 
@@ -87,6 +88,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn proxy(mut self, mode: ProxyMode) -> Self {
         self.proxy = mode;
+        self
+    }
+
+    /// Whether kube-proxy is told the pods' network (it is).
+    #[must_use]
+    pub fn proxy_knows_pods(mut self, knows: bool) -> Self {
+        self.proxy_knows_pods = knows;
         self
     }
 
@@ -176,7 +184,7 @@ fn limit_users(etcd: &Etcd) -> Result<(), LabError> {
 impl Cluster {
     /// Two workers, kube-proxy in iptables mode, no network.
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { workers: 2, proxy: ProxyMode::Iptables, network: Network::None }
+        ClusterBuilder { workers: 2, proxy: ProxyMode::Iptables, proxy_knows_pods: true, network: Network::None }
     }
 
     fn bring_up(&self, say: &dyn Fn(&str)) -> Result<(), LabError> {
@@ -317,7 +325,12 @@ impl Cluster {
         };
         services.push(service::containerd(&disk)?);
         services.push(service::kubelet(&disk, &self.authority, &identity)?);
-        services.push(service::kube_proxy(&disk, &self.authority, &identity, self.spec.proxy)?);
+        services.push(service::kube_proxy(
+            &disk,
+            &self.authority,
+            &identity,
+            (self.spec.proxy, self.spec.proxy_knows_pods),
+        )?);
         let node = Arc::new(Node::new(identity, &dir, disk, services));
         self.locked().insert(name.to_owned(), Arc::clone(&node));
         self.boot(&node, true)

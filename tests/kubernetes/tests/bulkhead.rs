@@ -18,7 +18,9 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn start(proxy: ProxyMode) -> Result<Cluster, LabError> {
-    let cluster = Cluster::builder().proxy(proxy).start()?;
+    // As kubeadm does without `--pod-network-cidr`; the other mode so is in `services.rs`.
+    let knows_pods = proxy != ProxyMode::Nftables;
+    let cluster = Cluster::builder().proxy(proxy).proxy_knows_pods(knows_pods).start()?;
     bulkhead::install(&cluster, &[])?;
     Ok(cluster)
 }

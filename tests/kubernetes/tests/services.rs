@@ -43,8 +43,8 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(proxy: ProxyMode) -> Result<Self, LabError> {
-        let cluster = Cluster::builder().proxy(proxy).start()?;
+    fn set(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<Self, LabError> {
+        let cluster = Cluster::builder().proxy(proxy).proxy_knows_pods(proxy_knows_pods).start()?;
         bulkhead::install(&cluster, &[])?;
         create(&cluster, &["a", "b"])?;
         let mut hosted: Value = serde_json::from_str(&manifest("a", "two", "n2")).unwrap();
@@ -190,7 +190,7 @@ fn churn(scene: &Scene) -> Result<(), LabError> {
     cluster.kubectl().run(&["delete", "namespace", "x", "y", "--timeout=60s"]).map(drop)
 }
 
-fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
+fn sources_are_kept(scene: &Scene, proxy_knows_pods: bool) -> Result<(), LabError> {
     scene.behind("local", &["two"])?;
     let (_, port) = scene.serve("local", "local", &json!({"type": "NodePort", "externalTrafficPolicy": "Local"}))?;
     let there = at(scene.node("n2"), port);
@@ -199,8 +199,9 @@ fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
     })?;
     let outside = scene.cluster.underlay().outside_address().to_string();
     assert!(seen.starts_with(&outside), "the client {outside} is seen as {seen}");
+    policies::local_policy_from_pods(scene, port, proxy_knows_pods)?;
     assert!(scene.outside("clientip", at(scene.node("n1"), port)).is_err(), "n1 has no backend");
-    policies::local_policy_from_pods(scene, port)
+    Ok(())
 }
 
 fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
@@ -224,8 +225,8 @@ fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
     policies::affinity_outlasts_the_other_backend(scene, free, sticky)
 }
 
-fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
-    let scene = Scene::set(proxy)?;
+fn services_do_what_services_do(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<(), LabError> {
+    let scene = Scene::set(proxy, proxy_knows_pods)?;
     let begin = Instant::now();
     let step = |what: &str| println!("{:.1} s: {what}", begin.elapsed().as_secs_f64());
     scene.behind("first", &["one"])?;
@@ -257,7 +258,7 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     step("endpoints made by hand: another tenant's pods are not reached by them");
     foreign::endpoints_made_by_hand_open_no_tenant(&scene)?;
     step("externalTrafficPolicy Local");
-    sources_are_kept(&scene)?;
+    sources_are_kept(&scene, proxy_knows_pods)?;
     step("session affinity");
     affinity_holds(&scene)?;
     step("a service without an address");
@@ -279,14 +280,15 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     Ok(())
 }
 
+/// kube-proxy is told nothing of pods, as by kubeadm without `--pod-network-cidr`.
 #[test]
 fn services_do_what_services_do_with_iptables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Iptables)
+    services_do_what_services_do(ProxyMode::Iptables, false)
 }
 
 #[test]
 fn services_do_what_services_do_with_nftables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Nftables)
+    services_do_what_services_do(ProxyMode::Nftables, true)
 }

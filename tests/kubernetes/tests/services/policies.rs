@@ -8,10 +8,11 @@ use super::*;
 
 const NODES: [&str; 3] = ["n1", "n2", "control"];
 
-/// Waits until a new connection is answered by this pod.
-fn await_from(from: &Inner, to: SocketAddr, by: &str) -> Result<(), LabError> {
+/// Waits until a new connection is answered by this pod, or by nobody.
+fn await_from(from: &Inner, to: SocketAddr, by: Option<&str>) -> Result<(), LabError> {
     wait::until_or(&format!("{to} being answered by {by:?}"), SOON, || match from.who(to) {
-        Ok(name) if by == name => Ok(()),
+        Ok(name) if by == Some(&name) => Ok(()),
+        Err(_) if by.is_none() => Ok(()),
         other => Err(format!("{other:?}")),
     })
 }
@@ -32,10 +33,18 @@ fn none_answers(scene: &Scene, ways: &[SocketAddr]) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The tenant's own pods reach a service with `externalTrafficPolicy: Local` by every node's port, another tenant's by none.
-pub fn local_policy_from_pods(scene: &Scene, port: u16) -> Result<(), LabError> {
+/// The tenant's own pods reach a service with `externalTrafficPolicy: Local` by the port of the backend's node (n2), and by every
+/// node's where kube-proxy can tell them from clients outside of the cluster; another tenant's by none.
+pub fn local_policy_from_pods(scene: &Scene, port: u16, proxy_knows_pods: bool) -> Result<(), LabError> {
     for node in NODES {
-        await_from(&scene.client, at(scene.node(node), port), "two")?;
+        let url = format!("http://{}/", at(scene.node(node), port));
+        // A node itself gets to every backend: by now its kube-proxy has heard of this one.
+        wait::until_or(&format!("{node} knowing {url}"), SOON, || {
+            let curl = ["curl", "-sf", "-m", "3", &url];
+            scene.cluster.node(node).and_then(|node| node.exec(&curl, &[])).map_err(|error| error.to_string())
+        })?;
+        let by = (node == "n2" || proxy_knows_pods).then_some("two");
+        await_from(&scene.client, at(scene.node(node), port), by)?;
     }
     none_answers(scene, &NODES.map(|node| at(scene.node(node), port)))
 }
@@ -113,7 +122,7 @@ pub fn a_pod_reaches_itself_by_node_ports(scene: &Scene) -> Result<(), LabError>
         let (_, port) = scene.serve(&format!("port-of-{pod}"), label, &json!({"type": "NodePort"}))?;
         let own = Inner::of(&scene.cluster, node, "a", pod)?;
         for node in NODES {
-            await_from(&own, at(scene.node(node), port), pod)?;
+            await_from(&own, at(scene.node(node), port), Some(pod))?;
         }
     }
     Ok(())
