@@ -20,6 +20,9 @@ use bulkhead_tests::{Endpoint, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+#[path = "faults/cable.rs"]
+mod cable;
+
 /// How long what is broken may take to be whole again.
 const MENDED: Duration = Duration::from_mins(2);
 /// How long kubelets may take to notice that the API server is back: client-go looks once a minute by then, or finds it not yet
@@ -340,6 +343,7 @@ fn updates_and_faults_cost_no_running_pod_a_packet() -> Result<(), LabError> {
     scene.during("agents killed while pods come and go", kill_agents)?;
     scene.during("containerds and kubelets restarted while pods come and go", restart_kubelets)?;
     scene.during("API server and etcd away while pods come and go", take_the_control_plane_away)?;
+    scene.during("a node's cable pulled", cable::pull_a_cable)?;
     scene.during("a machine dies, another one takes its name", replace_a_node)?;
     scene.delete("a", "new")?;
 
