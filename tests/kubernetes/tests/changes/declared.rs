@@ -5,7 +5,7 @@ use super::*;
 use bulkhead_kubernetes_tests::tenants::{declare, status};
 
 /// How soon something is in force or told, on a loaded machine and with a controller that has just begun.
-const PATIENT: Duration = Duration::from_mins(1);
+const PATIENT: Duration = Duration::from_mins(2);
 const CONSENT: &str = "bulkhead.dev/allow-join-from";
 
 /// Waits until the status begins and ends so.

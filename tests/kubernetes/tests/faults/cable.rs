@@ -10,7 +10,7 @@ use super::*;
 /// How long the cable is out at least.
 const OUT: Duration = Duration::from_secs(20);
 /// How soon a node that is back obeys, on a loaded machine; it takes seconds.
-const CAUGHT_UP: Duration = Duration::from_mins(1);
+const CAUGHT_UP: Duration = Duration::from_mins(2);
 const NODE: &str = "n3";
 
 /// What `bulkhead agent status` says on the node.
@@ -91,9 +91,9 @@ pub fn pull_a_cable(scene: &mut Scene) -> Result<(), LabError> {
         })?;
     }
     traffic::expect_whole(across, "the cable pulled, to other nodes")?;
-    cluster.await_ready(NODE)?;
+    kubectl.wait("condition=Ready", &["node", NODE], NOTICED)?;
     scene.delete("a", "here")?;
     scene.delete("a", "too")?;
-    kubectl.run(&[&["delete", "namespace", "--timeout=120s"], &guests[..]].concat())?;
+    kubectl.run(&[&["delete", "namespace", "--timeout=5m"], &guests[..]].concat())?;
     bulkhead::await_ready(cluster)
 }

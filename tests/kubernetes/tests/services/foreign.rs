@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 
 /// How soon every node has heard of a service, on a loaded machine.
-const HEARD: Duration = Duration::from_mins(1);
+const HEARD: Duration = Duration::from_mins(2);
 
 /// A way to a service.
 #[derive(Debug, Clone, Copy)]
