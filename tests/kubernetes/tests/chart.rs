@@ -52,7 +52,7 @@ fn looked(cluster: &Cluster, values: &[&str]) -> Result<String, LabError> {
     let own = bulkhead::values(cluster);
     let mut command = Command::new(cluster.programs().get("helm")?);
     command.args(["template", "bulkhead"]).arg(bulkhead::chart()).args(["--dry-run=server", "--is-upgrade"]);
-    command.args(["--namespace", bulkhead::NAMESPACE]);
+    command.args(["--namespace", bulkhead::NAMESPACE, "--kube-version", "1.34.4"]);
     command.env("KUBECONFIG", cluster.kubectl().kubeconfig()).env("HOME", cluster.dir());
     for value in own.iter().map(String::as_str).chain(values.iter().copied()) {
         command.args(["--set", value]);
