@@ -73,6 +73,8 @@ pub async fn client(access: &ApiAccess) -> Result<Client, KubernetesError> {
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    // What fails is tried again here, and said; the library would be silent for minutes.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 

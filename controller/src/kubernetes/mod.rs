@@ -75,5 +75,7 @@ pub async fn client(options: &KubernetesOptions) -> Result<Client, ConnectError>
     };
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    // What fails is tried again here, with shorter pauses than the library's minutes.
+    config.default_retry = false;
     Client::try_from(config).map_err(ConnectError::Client)
 }
