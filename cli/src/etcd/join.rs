@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::access::{Access, Change};
 use super::members::Member;
 use super::membership::{Listed, Step, next};
-use super::setup::Nodes;
+use super::nodes::Nodes;
 use crate::error::CliError;
 use crate::output::Console;
 

@@ -6,6 +6,7 @@ mod configure;
 mod join;
 mod members;
 mod membership;
+mod nodes;
 mod record;
 mod remove;
 mod setup;

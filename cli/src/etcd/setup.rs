@@ -11,17 +11,15 @@ use std::time::Duration;
 
 use bulkhead_core::Namespace;
 use clap::Args;
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::Client;
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::certificates::Certificates;
 use super::join::Join;
-use super::members::{Count, LABEL, LABELLED, Member, Plan, choose, parse_count, plan, stays};
+use super::members::{Count, Member, Plan, choose, parse_count, plan, stays};
 use super::membership::{Age, Listed, bears};
+use super::nodes::Nodes;
 use super::record::{Ports, Record, Records};
 use crate::args::duration;
 use crate::error::CliError;
@@ -169,56 +167,4 @@ fn notes(before: &[Member], now: &[Member], plan: &Plan, args: &SetupArgs) -> Ve
         ));
     }
     notes
-}
-
-/// The nodes, and the right to label them.
-pub struct Nodes {
-    api: Api<Node>,
-    all: Vec<Node>,
-    /// Names of those that members may be put on.
-    eligible: BTreeSet<String>,
-}
-
-impl Nodes {
-    async fn read(client: &Client, selector: &str) -> Result<Self, CliError> {
-        let api: Api<Node> = Api::all(client.clone());
-        let all = api.list(&ListParams::default()).await?.items;
-        let eligible = api.list(&ListParams::default().labels(selector)).await?.items;
-        Ok(Self { api, all, eligible: eligible.into_iter().filter_map(|node| node.metadata.name).collect() })
-    }
-
-    fn eligible(&self) -> Vec<Node> {
-        let is_eligible = |node: &&Node| node.metadata.name.as_ref().is_some_and(|name| self.eligible.contains(name));
-        self.all.iter().filter(is_eligible).cloned().collect()
-    }
-
-    /// Lets a node have its member. One that has gone meanwhile is said, and no reason to leave the others.
-    pub async fn label(&self, node: &str, console: &mut Console<'_>) -> Result<(), CliError> {
-        match self.patch(node, json!(LABELLED)).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                console.progress(&format!("{node}: there is no such node any more"))
-            }
-            result => Ok(result?),
-        }
-    }
-
-    /// Takes the label from nodes that are to have no member; another value of it is an administrator's.
-    async fn unlabel_all_but(&self, members: &[Member]) -> Result<(), CliError> {
-        let labelled = self.api.list_metadata(&ListParams::default().labels(&format!("{LABEL}={LABELLED}"))).await?;
-        for node in labelled.items.into_iter().filter_map(|node| node.metadata.name) {
-            if members.iter().any(|member| member.node == node) {
-                continue;
-            }
-            match self.patch(&node, json!(null)).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                result => result?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn patch(&self, node: &str, value: serde_json::Value) -> Result<(), kube::Error> {
-        let patch = json!({"metadata": {"labels": {LABEL: value}}});
-        self.api.patch_metadata(node, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
-    }
 }
