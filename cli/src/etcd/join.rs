@@ -81,8 +81,8 @@ impl Join {
                 }
             };
             let news = match &result {
-                Ok(()) => what,
-                Err(error) => format!("waiting to go on: {what}: not yet: {error}"),
+                Ok(()) => what.clone(),
+                Err(error) => format!("not yet: {what}: {error}"),
             };
             if news != said {
                 console.progress(&news)?;
@@ -90,8 +90,7 @@ impl Join {
             if let Err(error) = result {
                 if Instant::now() >= self.deadline {
                     return Err(CliError::Unfinished(vec![format!(
-                        "{what}: not done: {error}; etcd has its quorum; run the setup again",
-                        what = news.split(": not yet").next().unwrap_or_default()
+                        "not done: {what}: {error}; etcd has its quorum; run the setup again"
                     )]));
                 }
                 tokio::time::sleep(PAUSE).await;
