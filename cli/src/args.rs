@@ -10,7 +10,7 @@ use bulkhead_store::args::EtcdArgs;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::certs::CertsArgs;
-use crate::etcd::SetupArgs;
+use crate::etcd::{ConfigureArgs, SetupArgs};
 use crate::kubernetes::KubernetesArgs;
 
 /// Administers Bulkhead, the tenant network for Kubernetes
@@ -137,11 +137,17 @@ pub enum Command {
 /// What can be done to the bundled etcd.
 #[derive(Debug, Subcommand)]
 pub enum EtcdVerb {
-    /// Choose the members' nodes and make their certificates, where that is not done yet
+    /// Choose the members' nodes and make their certificates; later, bring the members in line with the nodes that there are
     ///
     /// The chart's Job does so. It labels the nodes, and writes the config map bulkhead-etcd and the Secrets bulkhead-etcd-ca,
-    /// -server, -peer and -client. What is there already stays.
+    /// -server, -peer and -client. A member stays on its node as long as there is a Node of that name; one whose Node was deleted
+    /// moves to another one, without a moment in which etcd has no quorum. Fewer members than wanted become more.
     Setup(SetupArgs),
+    /// Write the config file with which this node's member starts
+    ///
+    /// The member's pod does so before etcd starts. A member that has lost its data is taken in anew; it waits while the others
+    /// do not answer.
+    Configure(ConfigureArgs),
     /// Remove a member's data from this node: the last step of an uninstall
     RemoveData {
         /// The folder (the chart's etcd.bundled.dataDir)
@@ -343,7 +349,7 @@ pub enum AgentVerb {
     Status,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let milliseconds = match unit {

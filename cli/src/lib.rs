@@ -73,6 +73,7 @@ fn is_plugin(words: &[OsString]) -> bool {
 }
 
 async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut Console<'_>) -> Result<(), CliError> {
+    let flags = cli.etcd.clone();
     let etcd = Etcd::new(cli.etcd, store);
     match cli.command {
         Command::Tenant(verb) if cli.kubernetes.is_chosen(plugin) => {
@@ -96,6 +97,7 @@ async fn carry_out(cli: Cli, plugin: bool, store: Option<Store>, console: &mut C
         Command::Agent(verb) => agent::carry_out(&verb, &cli.agent_socket, console),
         Command::Certs(args) => certs::carry_out(&args, console),
         Command::Etcd(EtcdVerb::Setup(args)) => etcd::setup(&cli.kubernetes.connect().await?, &args, console).await,
+        Command::Etcd(EtcdVerb::Configure(args)) => etcd::configure(&args, &flags, console).await,
         Command::Etcd(EtcdVerb::RemoveData { folder }) => etcd::remove_data(&folder, console),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -45,6 +45,14 @@ impl<'a> Console<'a> {
         Ok(self.out.flush()?)
     }
 
+    /// Prints how far a long undertaking is, for people alone.
+    pub fn progress(&mut self, line: &str) -> Result<(), CliError> {
+        match self.format {
+            Format::Json => Ok(()),
+            Format::Table => self.raw((plain(line) + "\n").as_bytes()),
+        }
+    }
+
     /// Prints a list: a table, or a JSON array.
     pub fn table<T: Row>(&mut self, rows: &[T], empty: &str) -> Result<(), CliError> {
         match self.format {

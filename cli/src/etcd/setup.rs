@@ -1,29 +1,29 @@
-//! `bulkhead etcd setup`: chooses the nodes of the bundled etcd's members, makes its certificates, and writes down where it is.
+//! `bulkhead etcd setup`: chooses the nodes of the bundled etcd's members, makes its certificates, and writes down where it is;
+//! run again, it brings all of that in line with the nodes that there are.
 //!
-//! Runs in the cluster as a Job, before there is a network. Each step does nothing where its result is there already, and the
-//! choice is written down first, so that it can be ended and begun again at any point. What was chosen stays: it is where the
-//! data is.
+//! Runs in the cluster as a Job, before there is a network, and whenever an administrator asks for it. Each step does nothing
+//! where its result is there already, and what is decided is written down before it is done, so that it can be ended and begun
+//! again at any point. A member moves only if its Node object is gone or barred: it is where the data is. One node's trouble
+//! does not keep the others from their part.
 
-use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bulkhead_core::Namespace;
 use clap::Args;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
-use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::Client;
 use serde::Serialize;
-use serde_json::json;
+use tokio::time::Instant;
 
-use super::members::{Count, Member, choose, parse_count};
-use crate::certs::{Authority, CA_SECRET, CLIENT_NAME, Credential, Host, PEER_NAME, SERVER_NAME, credential_secret};
+use super::certificates::Certificates;
+use super::join::Join;
+use super::members::{Count, Member, Plan, choose, parse_count, plan, stays};
+use super::membership::{Age, Listed, bears};
+use super::nodes::Nodes;
+use super::record::{Ports, Record, Records};
+use crate::args::duration;
 use crate::error::CliError;
 use crate::output::Console;
-
-/// The `ConfigMap` that says where the members are.
-const CONFIG_MAP: &str = "bulkhead-etcd";
-/// The label of the members' nodes; kubelets may not set it.
-const LABEL: &str = "bulkhead.node-restriction.kubernetes.io/etcd";
 
 /// What is to be set up.
 #[derive(Debug, Clone, Args)]
@@ -46,6 +46,9 @@ pub struct SetupArgs {
     /// Days for which the certificates are good, the authority's ten times as many
     #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u16).range(1..=36_500))]
     days: u16,
+    /// How long to wait for etcd to answer and for new members to have its data
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    patience: Duration,
 }
 
 /// What is set up, as `-o json` prints it.
@@ -53,119 +56,115 @@ pub struct SetupArgs {
 struct Report {
     members: Vec<String>,
     endpoints: String,
+    /// What an administrator has to know or do.
+    notes: Vec<String>,
 }
 
 /// Sets it up.
 pub async fn setup(client: &Client, args: &SetupArgs, console: &mut Console<'_>) -> Result<(), CliError> {
-    let members = members(client, args).await?;
-    certificates(client, args, &members).await?;
-    let nodes: Api<Node> = Api::all(client.clone());
-    for member in &members {
-        let patch = json!({"metadata": {"labels": {LABEL: "member"}}});
-        nodes.patch_metadata(&member.node, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    let deadline = Instant::now() + args.patience;
+    let namespace = args.namespace.as_str();
+    let records = Records::new(client, namespace, Ports { client: args.client_port, peer: args.peer_port });
+    let nodes = Nodes::read(client, &args.node_selector).await?;
+    let mut record = match records.get().await? {
+        Some(record) => record,
+        None => records.create(&choose(&nodes.eligible(), args.members).map_err(CliError::Refused)?).await?,
+    };
+    let plan = plan(&record.members, &nodes.all, &nodes.eligible, args.members);
+    let certificates = Certificates::new(client, namespace, args.days);
+    certificates.ensure(&record.members, &plan.members).await?;
+    for member in record.members.iter().filter(|member| stays(member, &nodes.all)) {
+        nodes.label(&member.node, console).await?;
     }
-    let report =
-        Report { members: members.iter().map(ToString::to_string).collect(), endpoints: endpoints(&members, args) };
-    let sentences = [format!("members {}", report.members.join(", ")), format!("endpoints {}", report.endpoints)];
+    let before = record.members.clone();
+    let mut endpoints = records.endpoints(&plan.members);
+    endpoints
+        .extend(records.endpoints(&before).into_iter().filter(|one| !records.endpoints(&plan.members).contains(one)));
+    let etcd = Join { access: certificates.access().await?, endpoints, peer_port: args.peer_port, deadline };
+    let (_, listed) = etcd.await_quorum(console).await?;
+    if record.age == Age::New {
+        record = records.grown_up(&record).await?;
+    }
+    if plan.members != record.members {
+        consent(&etcd, &records, &listed, &plan, args.peer_port).await?;
+        record = records.replace(&record, &plan.members).await?;
+        console.progress(&format!("members are to be {}", text(&plan.members)))?;
+    }
+    let wanted = reachable(&record, &plan, &listed, args.peer_port);
+    etcd.bring_to(&wanted, &nodes, console).await?;
+    nodes.unlabel_all_but(&record.members).await?;
+    let notes = notes(&before, &record.members, &plan, args);
+    let members = record.members.iter().map(ToString::to_string).collect();
+    let report = Report { members, endpoints: records.endpoints(&record.members).join(","), notes };
+    let mut sentences =
+        vec![format!("members {}", report.members.join(", ")), format!("endpoints {}", report.endpoints)];
+    sentences.extend(report.notes.clone());
     console.report(&report, &sentences)
 }
 
-fn endpoints(members: &[Member], args: &SetupArgs) -> String {
-    members.iter().map(|member| member.url(args.client_port)).collect::<Vec<_>>().join(",")
+fn text(members: &[Member]) -> String {
+    members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The members as written down, or chosen now and written down.
-async fn members(client: &Client, args: &SetupArgs) -> Result<Vec<Member>, CliError> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), args.namespace.as_str());
-    if let Some(there) = maps.get_opt(CONFIG_MAP).await? {
-        return read(&there);
-    }
-    let nodes: Api<Node> = Api::all(client.clone());
-    let list = nodes.list(&ListParams::default().labels(&args.node_selector)).await?;
-    let members = choose(&list.items, args.members).map_err(CliError::Refused)?;
-    match maps.create(&PostParams::default(), &config_map(&members, args)).await {
-        Ok(_) => Ok(members),
-        // Another one was faster: its choice holds.
-        Err(kube::Error::Api(status)) if status.code == 409 => read(&maps.get(CONFIG_MAP).await?),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn config_map(members: &[Member], args: &SetupArgs) -> ConfigMap {
-    let list = |one: &dyn Fn(&Member) -> String| members.iter().map(one).collect::<Vec<_>>().join(",");
-    let born = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let data = [
-        ("members", list(&|member| member.to_string())),
-        ("endpoints", endpoints(members, args)),
-        ("initial-cluster", list(&|member| format!("{}={}", member.node, member.url(args.peer_port)))),
-        // Members of another installation at the same addresses are not taken for this one's.
-        ("cluster-token", format!("bulkhead-{born:x}")),
-    ];
-    ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(CONFIG_MAP.to_owned()),
-            namespace: Some(args.namespace.to_string()),
-            labels: Some(BTreeMap::from([("app.kubernetes.io/name".to_owned(), "bulkhead".to_owned())])),
-            ..ObjectMeta::default()
-        },
-        data: Some(data.map(|(key, value)| (key.to_owned(), value)).into()),
-        ..ConfigMap::default()
-    }
-}
-
-fn read(map: &ConfigMap) -> Result<Vec<Member>, CliError> {
-    let text = map.data.as_ref().and_then(|data| data.get("members")).map_or("", String::as_str);
-    text.split(',').map(str::parse).collect::<Result<_, String>>().map_err(|error| {
-        CliError::Refused(format!(
-            "the ConfigMap {CONFIG_MAP} cannot be read: its member {error}; correct or delete it"
-        ))
-    })
-}
-
-/// Makes the Secrets that are not there.
-async fn certificates(client: &Client, args: &SetupArgs, members: &[Member]) -> Result<(), CliError> {
-    let namespace = args.namespace.as_str();
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let authority = if let Some(there) = secrets.get_opt(CA_SECRET).await? {
-        Authority::again(credential(&there)?)?
-    } else {
-        let new = Authority::new(args.days.saturating_mul(10))?;
-        let own = &new.credential;
-        let created = create(&secrets, &credential_secret(CA_SECRET, namespace, &own.certificate, own)).await?;
-        if created { new } else { Authority::again(credential(&secrets.get(CA_SECRET).await?)?)? }
-    };
-    let mut hosts: Vec<Host> = members.iter().map(|member| Host::Ip(member.ip)).collect();
-    hosts.extend(["127.0.0.1", "::1"].iter().filter_map(|ip| ip.parse().ok()).map(Host::Ip));
-    let wanted: [(&str, &str, &[Host]); 3] = [
-        ("bulkhead-etcd-server", SERVER_NAME, &hosts),
-        ("bulkhead-etcd-peer", PEER_NAME, &hosts),
-        ("bulkhead-etcd-client", CLIENT_NAME, &[]),
-    ];
-    for (secret, name, hosts) in wanted {
-        if secrets.get_opt(secret).await?.is_none() {
-            let credential = authority.issue(name, hosts, args.days)?;
-            create(&secrets, &credential_secret(secret, namespace, &authority.credential.certificate, &credential))
-                .await?;
+/// Refuses a plan by which etcd would lose its quorum.
+async fn consent(
+    etcd: &Join,
+    records: &Records,
+    listed: &[Listed],
+    plan: &Plan,
+    peer_port: u16,
+) -> Result<(), CliError> {
+    let mut up = BTreeSet::new();
+    for member in &plan.members {
+        let endpoint = records.endpoints(std::slice::from_ref(member)).join(",");
+        let is_listed = |one: &&Listed| one.name == member.node || one.peer_urls.contains(&member.url(peer_port));
+        let Some(one) = listed.iter().find(is_listed) else { continue };
+        if etcd.access.list_of(&endpoint).await.is_ok() {
+            up.insert(one.id);
         }
     }
-    Ok(())
-}
-
-/// Creates a Secret; false if there is one already.
-async fn create(secrets: &Api<Secret>, secret: &Secret) -> Result<bool, CliError> {
-    match secrets.create(&PostParams::default(), secret).await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error.into()),
+    if bears(listed, &plan.members, peer_port, |one| up.contains(&one.id)) {
+        return Ok(());
     }
+    Err(CliError::Refused(format!(
+        "the members of etcd without {} would be no quorum: {} of {} that stay answer; start them first",
+        text(&plan.replaced),
+        up.len(),
+        plan.members.len() - plan.replaced.len()
+    )))
 }
 
-fn credential(secret: &Secret) -> Result<Credential, CliError> {
-    let text = |key: &str| {
-        let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-        bytes
-            .and_then(|bytes| String::from_utf8(bytes.0.clone()).ok())
-            .ok_or_else(|| CliError::Certificate(format!("the Secret {CA_SECRET} has no {key}; correct or delete it")))
-    };
-    Ok(Credential { certificate: text("tls.crt")?, key: text("tls.key")? })
+/// The members that etcd can be brought to: one whose node is gone is left as it is, and not added.
+fn reachable(record: &Record, plan: &Plan, listed: &[Listed], peer_port: u16) -> Vec<Member> {
+    let is_listed = |member: &Member| listed.iter().any(|one| one.peer_urls.contains(&member.url(peer_port)));
+    record.members.iter().filter(|member| !plan.stranded.contains(member) || is_listed(member)).cloned().collect()
+}
+
+/// What an administrator has to know or do.
+fn notes(before: &[Member], now: &[Member], plan: &Plan, args: &SetupArgs) -> Vec<String> {
+    let mut notes = Vec::new();
+    let again = "run the setup again (docs/install.md, \"A member is lost\")";
+    for member in &plan.stranded {
+        notes.push(format!(
+            "warning: the node of the member {member} is gone, and no other node may take its place: let one join, then {again}"
+        ));
+    }
+    if now.len() < plan.wanted {
+        notes.push(format!(
+            "warning: {} of {} members that are wanted: let more nodes join, then {again}",
+            now.len(),
+            plan.wanted
+        ));
+    } else if now.len() == 1 && args.members == Count::Auto {
+        notes.push(format!(
+            "warning: one member alone: etcd is gone with its node. For three let three nodes join, then {again}"
+        ));
+    }
+    if before != now {
+        notes.push(format!(
+            "controllers and agents know of other endpoints until they are started anew: kubectl -n {} rollout restart deployment/bulkhead-controller daemonset/bulkhead-agent",
+            args.namespace
+        ));
+    }
+    notes
 }

@@ -1,6 +1,6 @@
-//! The etcd that the chart brings along, on a real Kubernetes: installed from nothing, updated, a member's node without power,
-//! and a backup put back under running pods, some of which it knows nothing of. Needs root, the programs of `build/build.sh`
-//! and Go, for `scripts/etcd`.
+//! The etcd that the chart brings along, on a real Kubernetes: installed from nothing, grown, updated, a member's node without
+//! power, a backup put back under running pods, some of which it knows nothing of, and members that lose their disk or their
+//! node. Needs root, the programs of `build/build.sh` and Go, for `scripts/etcd`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -57,6 +57,73 @@ fn await_shown(cluster: &Cluster) -> Result<BTreeMap<String, String>, LabError> 
     })
 }
 
+/// Installs it with one member, which become three.
+fn install_and_grow(cluster: &Cluster) -> Result<(), LabError> {
+    bundled::install(cluster, &[VALUES[0], VALUES[1], "etcd.bundled.members=1"])?;
+    bundled::await_members(cluster, &MEMBERS[..1])?;
+
+    println!("one member becomes three");
+    bundled::update(cluster, &VALUES)?;
+    bundled::await_members(cluster, &MEMBERS)?;
+    learn_endpoints(cluster)?;
+    rolled_out(cluster, "daemonset/bulkhead-etcd")?;
+    for member in MEMBERS {
+        await_metric(cluster, member, "etcd_server_quota_backend_bytes", |bytes| (bytes - QUOTA).abs() < 1.0)?;
+    }
+    Ok(())
+}
+
+/// A member's disk is lost; a member's Node is deleted and registers again; one is gone for good, and another node has its
+/// member; another machine comes under a member's name. What was written is there all the time.
+fn members_are_replaced(cluster: &Cluster) -> Result<(), LabError> {
+    let kubectl = cluster.kubectl();
+    let before = bundled::await_members(cluster, &MEMBERS)?;
+
+    println!("a member's disk is lost");
+    cluster.node("n2")?.exec(&["rm", "-rf", "/var/lib/bulkhead-etcd/data"], &[])?;
+    let of_n2 = ["-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=etcd"];
+    kubectl.run(&[&of_n2[..], &["--field-selector", "spec.nodeName=n2", "--wait=false"]].concat())?;
+    let renewed =
+        wait::until_or("n2's member being another one", Duration::from_mins(5), || match bundled::members(cluster) {
+            Ok(members) if members.keys().eq(&MEMBERS) && members["n2"] != before["n2"] => Ok(members),
+            other => Err(format!("{other:?}")),
+        })?;
+
+    println!("a member's Node is deleted and registers again");
+    kubectl.run(&["delete", "node", "n2"])?;
+    cluster.restart_kubelet("n2")?;
+    wait::until_or("n2 being registered again", Duration::from_mins(2), || {
+        kubectl.run(&["get", "node", "n2"]).map_err(|error| error.to_string())
+    })?;
+    cluster.await_ready("n2")?;
+    println!("{}", bundled::set_up_again(cluster)?);
+    rolled_out(cluster, "daemonset/bulkhead-etcd")?;
+    assert_eq!(bundled::await_members(cluster, &MEMBERS)?, renewed, "its data was there");
+
+    println!("a member's node is gone for good");
+    cluster.remove_node("n2")?;
+    let said = bundled::set_up_again(cluster)?;
+    println!("{said}");
+    assert!(said.contains("rollout restart"), "{said}");
+    let moved = bundled::await_members(cluster, &["control", "n1", "n3"])?;
+    learn_endpoints(cluster)?;
+
+    println!("another machine comes under a member's name");
+    cluster.remove_node("n3")?;
+    cluster.add_node_in_place_of("n3")?;
+    println!("{}", bundled::set_up_again(cluster)?);
+    let last = bundled::await_members(cluster, &["control", "n1", "n3"])?;
+    assert!(last["n3"] != moved["n3"] && last["n1"] == before["n1"], "{last:?}, before {moved:?}");
+    learn_endpoints(cluster)
+}
+
+/// As the setup says.
+fn learn_endpoints(cluster: &Cluster) -> Result<(), LabError> {
+    let those = ["deployment/bulkhead-controller", "daemonset/bulkhead-agent"];
+    cluster.kubectl().run(&[&["-n", NAMESPACE, "rollout", "restart"][..], &those].concat())?;
+    bulkhead::await_ready(cluster)
+}
+
 fn epoch(cluster: &Cluster) -> Result<u64, LabError> {
     let text = bundled::bulkhead(cluster, &["config", "show", "-o", "json"], &[])?;
     Ok(serde_json::from_str::<serde_json::Value>(&text).unwrap()["epoch"].as_u64().unwrap())
@@ -81,15 +148,36 @@ fn flow(name: &str, from: &Pod, to: &Pod) -> Result<Pings, LabError> {
     Pings::start(name, from, to.address())
 }
 
+/// Updates the members, while tenants and pods come.
+fn members_are_updated(cluster: &Cluster, friend: &Pod, web: &Pod) -> Result<(), LabError> {
+    println!("a rolling update of the members, while tenants and pods come");
+    let running = flow("a/friend -> a/web", friend, web)?;
+    cluster.kubectl().run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/bulkhead-etcd"])?;
+    thread::scope(|scope| {
+        let update = scope.spawn(|| rolled_out(cluster, "daemonset/bulkhead-etcd"));
+        let mut number = 0;
+        while !update.is_finished() {
+            number += 1;
+            let name = format!("during{number}");
+            create(cluster, &[&name])?;
+            declare(cluster, &name, Some("join:a"))?;
+            await_in_force(cluster, &name, "joined to a")?;
+            let pod = Pod::start(cluster, &name, "pod", "n2")?;
+            await_reach(&pod, web.address())?;
+            cluster.kubectl().run(&["-n", &name, "delete", "pod", "pod", "--wait=false"])?;
+        }
+        println!("  {number} tenants with a pod each meanwhile");
+        assert!(number > 0);
+        update.join().unwrap()
+    })?;
+    expect_whole(vec![running], "the members were updated")
+}
+
 #[test]
 fn the_bundled_etcd_is_updated_loses_a_node_and_is_restored_under_running_pods() -> Result<(), LabError> {
     let cluster = Cluster::builder().start()?;
     let kubectl = cluster.kubectl();
-    bundled::install(&cluster, &VALUES)?;
-    rolled_out(&cluster, "daemonset/bulkhead-etcd")?;
-    for member in MEMBERS {
-        await_metric(&cluster, member, "etcd_server_quota_backend_bytes", |bytes| (bytes - QUOTA).abs() < 1.0)?;
-    }
+    install_and_grow(&cluster)?;
     create(&cluster, &["a", "b"])?;
     let web = Pod::start(&cluster, "a", "web", "n1")?;
     let friend = Pod::start(&cluster, "a", "friend", "control")?;
@@ -97,27 +185,7 @@ fn the_bundled_etcd_is_updated_loses_a_node_and_is_restored_under_running_pods()
     await_reach(&friend, web.address())?;
     expect_silence(&stranger, web.address())?;
 
-    println!("a rolling update of the members, while tenants and pods come");
-    let running = flow("a/friend -> a/web", &friend, &web)?;
-    kubectl.run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/bulkhead-etcd"])?;
-    thread::scope(|scope| {
-        let update = scope.spawn(|| rolled_out(&cluster, "daemonset/bulkhead-etcd"));
-        let mut number = 0;
-        while !update.is_finished() {
-            number += 1;
-            let name = format!("during{number}");
-            create(&cluster, &[&name])?;
-            declare(&cluster, &name, Some("join:a"))?;
-            await_in_force(&cluster, &name, "joined to a")?;
-            let pod = Pod::start(&cluster, &name, "pod", "n2")?;
-            await_reach(&pod, web.address())?;
-            kubectl.run(&["-n", &name, "delete", "pod", "pod", "--wait=false"])?;
-        }
-        println!("  {number} tenants with a pod each meanwhile");
-        assert!(number > 0);
-        update.join().unwrap()
-    })?;
-    expect_whole(vec![running], "the members were updated")?;
+    members_are_updated(&cluster, &friend, &web)?;
 
     println!("a member's node without power");
     let running = flow("a/friend -> a/web", &friend, &web)?;
@@ -178,6 +246,12 @@ fn the_bundled_etcd_is_updated_loses_a_node_and_is_restored_under_running_pods()
     await_reach(&friend_of_new, two.address())?;
     expect_silence(&friend_of_new, web.address())?;
     expect_whole(running, "a backup was put back")?;
+
+    let running = flow("a/friend -> a/web", &friend, &web)?;
+    members_are_replaced(&cluster)?;
+    create(&cluster, &["last"])?;
+    await_in_force(&cluster, "last", "isolated")?;
+    expect_whole(vec![running], "members were replaced")?;
 
     await_metric(&cluster, "n1", "etcd_debugging_mvcc_compact_revision", |revision| revision > 0.0)
 }
