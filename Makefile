@@ -42,9 +42,9 @@ kubernetes-programs: ## Build the Kubernetes of the lab, once, into a cache outs
 	tests/kubernetes/build/build.sh
 	@scripts/etcd
 
-kubernetes-lab: kubernetes-programs ## A real Kubernetes on this machine, left up for you to try things on
+kubernetes-lab: kubernetes-programs build ## Bulkhead on a real Kubernetes on this machine, left up for you to try things on
 	$(CARGO) build -p bulkhead-kubernetes-tests
-	target/debug/bulkhead-kubernetes-lab up
+	target/debug/bulkhead-kubernetes-lab up --network bulkhead
 
 demo-kubernetes: kubernetes-programs build ## From a cluster without a network to a joined pair of tenants, under traffic
 	$(CARGO) build -p bulkhead-kubernetes-tests

@@ -170,10 +170,11 @@ pub struct Config {
     pub prefix: String,
     /// This node's name.
     pub node: NodeName,
-    /// This node's underlay address.
-    pub node_ip: Ipv4Addr,
-    /// Whether it asks for its own subnet.
-    pub register: bool,
+    /// This node's underlay address as it was given; the ledger may have the node at another one of its addresses. None if
+    /// it is no IPv4 address.
+    pub node_ip: Option<Ipv4Addr>,
+    /// The address under which it asks for its own subnet; none if it does not.
+    pub register: Option<Ipv4Addr>,
     /// Socket, spool, records.
     pub run_dir: PathBuf,
     /// Cached intent.
@@ -213,13 +214,20 @@ impl Args {
 
     /// Checks all flags. `default_source` finds the source address of the default route.
     pub fn into_config(self, default_source: impl FnOnce() -> Option<IpAddr>) -> Result<Config, ConfigError> {
-        // An uninstall has no use for the address, and may come when the node has none any more.
-        let none = self.uninstall.then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
-        let node_ip = self.node_ip.or_else(default_source).or(none).ok_or(ConfigError::NoAddress)?;
-        let IpAddr::V4(v4) = node_ip else { return Err(ConfigError::Address(node_ip)) };
-        if v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast() {
-            return Err(ConfigError::Address(node_ip));
-        }
+        let node_ip = match self.node_ip.or_else(default_source) {
+            Some(IpAddr::V4(ip))
+                if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() =>
+            {
+                return Err(ConfigError::Address(ip.into()));
+            }
+            Some(IpAddr::V4(ip)) => Some(ip),
+            // A kubelet may put IPv6 first; who asks for a subnet must say at which address.
+            Some(ip) if self.register => return Err(ConfigError::Address(ip)),
+            Some(_) => None,
+            // An uninstall has no use for the address, and may come when the node has none any more.
+            None if self.uninstall => None,
+            None => return Err(ConfigError::NoAddress),
+        };
         let node = match self.node_name {
             Some(name) => name,
             None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -228,8 +236,8 @@ impl Args {
             etcd: self.etcd.settings()?,
             prefix: check_prefix(&self.etcd.etcd_prefix)?.to_owned(),
             node: NodeName::new(node)?,
-            node_ip: v4,
-            register: self.register,
+            node_ip,
+            register: node_ip.filter(|_| self.register),
             run_dir: self.run_dir,
             state_dir: self.state_dir,
             bpf_dir: self.bpf_dir,
@@ -265,7 +273,8 @@ mod tests {
         assert_eq!(config(&["--node-ip", "10.0.0.1"]).unwrap().vxlan_port, 4789);
         assert!(matches!(config(&[]), Err(ConfigError::NoAddress)));
         assert!(matches!(config(&["--node-ip", "127.0.0.1"]), Err(ConfigError::Address(_))));
-        assert!(matches!(config(&["--node-ip", "fd00::1"]), Err(ConfigError::Address(_))));
+        assert!(matches!(config(&["--node-ip", "fd00::1", "--register"]), Err(ConfigError::Address(_))));
+        assert_eq!(config(&["--node-ip", "fd00::1"]).unwrap().node_ip, None, "the ledger says it");
         for bad in [
             ["--mtu", "100"],
             ["--vxlan-port", "0"],

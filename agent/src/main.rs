@@ -94,9 +94,8 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let follower = Follower {
         store,
         prefix: config.prefix.clone(),
-        node_ip: IpAddr::V4(config.node_ip),
         node: config.node.clone(),
-        register: config.register,
+        register: config.register.map(IpAddr::V4),
         shared: Arc::clone(&shared),
         cache: Some(cache.clone()),
     };
@@ -109,11 +108,14 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     server::serve(Arc::clone(&agent))?;
     http::serve(&agent)?;
     let reconciler = Arc::clone(&agent);
+    let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("reconciler".into()).spawn(move || {
         if knew {
             wait_for_etcd(&reconciler.shared);
         }
-        reconcile::run(&reconciler, || server::start_upkeep(&reconciler));
+        if let Some(moved) = reconcile::run(&reconciler, || server::start_upkeep(&reconciler)) {
+            drop(tell.send(moved));
+        }
     })?;
     let kept = Arc::clone(&shared);
     std::thread::Builder::new().name("cache".into()).spawn(move || cache.keep(&kept))?;
@@ -124,8 +126,15 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
             }
             std::future::pending::<()>().await;
         };
+        let moved = async {
+            match told.await {
+                Ok(moved) => moved,
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = watched => Ok(()),
+            moved = moved => Err(moved.into()),
             ended = follower.run() => ended.map_err(Into::into),
             () = asked_to_stop() => {
                 // Programs, maps and devices stay: running pods notice nothing.

@@ -268,7 +268,7 @@ pub enum NodeVerb {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Release a node's subnet; only for nodes that are gone
+    /// Release a node's subnet, at once; only for nodes that are gone: one that lives is cut off from the others
     #[command(visible_alias = "rm")]
     Remove {
         /// Its name or address

@@ -1,23 +1,22 @@
 //! What this controller has seen of etcd's history, whether it led or waited, before a restart too: enough to notice a
 //! restore.
 //!
-//! Promises: a list that does not lead on from what was seen before makes the ledger's epoch owe a rise above the
-//! highest one seen, which is what agents wait for; any leader's rise settles that. A restored etcd that has passed the
-//! revision seen before under its old cluster id is not noticed: `bulkhead restore` is for that. A file that cannot be
-//! written or read is said and costs only the memory across a restart.
+//! Promises: each list of etcd is judged by what was seen before ([`memory`](crate::memory) has the rules), and what other
+//! controllers remembered is taken in once. A restored etcd that has passed the revision and the epoch seen before under its
+//! old cluster id is not noticed: `bulkhead restore` is for that. A file that cannot be written or read is said and costs
+//! only the memory across a restart.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-use std::{fs, io};
 
 use bulkhead_core::Keys;
 use bulkhead_core::ledger::{self, ClusterEntry};
 use bulkhead_store::{Change, Changes, Entry, Snapshot, Store, Update};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::kubernetes::memory::Memory;
+use crate::memory::place::Place;
+use crate::memory::{Break, Memory};
 use crate::state::State;
 
 /// The shortest time between two writes of the file.
@@ -26,102 +25,88 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The memory of one controller.
 #[derive(Debug, Default)]
 pub struct History {
-    seen: Seen,
+    /// What is known; of an earlier process until the first list.
+    memory: Option<Memory>,
+    /// Whether etcd was listed by this process.
+    listed: bool,
     /// Whether what Kubernetes remembers was taken in.
     recalled: bool,
-    file: Option<PathBuf>,
-    /// What the file holds, and since when.
-    saved: Option<(Seen, Instant)>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Seen {
-    /// The cluster id and the highest revision of it.
-    etcd: Option<(u64, i64)>,
-    /// The highest epoch of the ledger.
-    epoch: u64,
-    /// The epoch that the ledger's has to exceed.
-    owed: Option<u64>,
-    /// Whether what others remembered was taken in.
-    recalled: bool,
+    /// Where it is kept for the next process; none for nowhere, or for a place that refuses.
+    place: Option<Place>,
+    /// What is kept there, and since when.
+    saved: Option<(Memory, Instant)>,
 }
 
 impl History {
     /// What an earlier process kept in `folder` of this cluster; empty if there is nothing, or none that can be read.
-    pub fn load(folder: Option<&Path>, keys: &Keys) -> Self {
-        // One machine may run controllers of several clusters.
-        let file = folder.map(|folder| folder.join(format!("history{}json", keys.root().replace('/', "."))));
-        let read = file.as_ref().map(|file| (fs::read(file), file));
-        let seen = match read {
-            Some((Ok(bytes), file)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                warn!(file = %file.display(), %error, "what was seen of etcd before cannot be read: a restore since then is not noticed");
-                Seen::default()
-            }),
-            Some((Err(error), file)) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(file = %file.display(), %error, "what was seen of etcd before cannot be read: a restore since then is not noticed");
-                Seen::default()
-            }
-            _ => Seen::default(),
-        };
-        Self { seen, recalled: false, file, saved: None }
+    pub async fn load(folder: Option<&Path>, keys: &Keys) -> Self {
+        let Some(place) = folder.map(|folder| Place::file(folder, keys)) else { return Self::default() };
+        let memory = place.read().await.unwrap_or_else(|error| {
+            warn!(?place, %error, "what was seen of etcd before cannot be read: a restore since then is not noticed");
+            None
+        });
+        Self { place: Some(place), ..Self::knowing(memory) }
     }
 
-    /// Ends when the file should be written again: a second behind the last time, once something was seen since.
+    /// With what an earlier process knew.
+    pub fn knowing(memory: Option<Memory>) -> Self {
+        Self { memory, ..Self::default() }
+    }
+
+    /// Ends when it should be kept again: a second behind the last time, once something was seen since.
     pub async fn worth_saving(&self) {
-        match self.saved {
-            _ if self.file.is_none() => std::future::pending().await,
-            Some((saved, _)) if saved == self.seen => std::future::pending().await,
-            Some((_, since)) => tokio::time::sleep_until(since + SAVE_EVERY).await,
-            None => {}
+        match (&self.place, &self.memory, &self.saved) {
+            (None, ..) | (_, None, _) => std::future::pending().await,
+            (_, Some(memory), Some((saved, _))) if saved == memory => std::future::pending().await,
+            (.., Some((_, since))) => tokio::time::sleep_until(*since + SAVE_EVERY).await,
+            _ => {}
         }
     }
 
-    /// Writes the file, by rename, if something was seen since.
-    pub fn save(&mut self) {
-        let Some(file) = self.file.clone().filter(|_| self.saved.is_none_or(|(saved, _)| saved != self.seen)) else {
+    /// Keeps it, if something was seen since.
+    pub async fn save(&mut self) {
+        let (Some(place), Some(memory)) = (&self.place, &self.memory) else { return };
+        if self.saved.as_ref().is_some_and(|(saved, _)| saved == memory) {
             return;
-        };
-        let written = (|| {
-            fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
-            let temporary = file.with_extension("new");
-            fs::write(&temporary, serde_json::to_vec(&self.seen)?)?;
-            fs::rename(&temporary, &file)
-        })();
-        if let Err(error) = written {
-            warn!(file = %file.display(), %error, "what was seen of etcd is not kept across a restart; is --state-dir writable?");
-            self.file = None;
         }
-        self.saved = Some((self.seen, Instant::now()));
+        let (written, memory) = (place.write(memory).await, memory.clone());
+        if let Err(error) = written {
+            warn!(%error, "what was seen of etcd is not kept across a restart");
+            self.place = None;
+        }
+        self.saved = Some((memory, Instant::now()));
     }
 
     /// The highest epoch that was seen.
-    pub const fn epoch(&self) -> u64 {
-        self.seen.epoch
+    pub fn epoch(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.epoch)
     }
 
     /// The epoch that the ledger's has to exceed before anything else happens.
-    pub const fn owed(&self) -> Option<u64> {
-        self.seen.owed
+    pub fn owed(&self) -> Option<u64> {
+        self.memory.as_ref()?.owed
+    }
+
+    /// What is to be remembered, once etcd was listed.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref().filter(|_| self.listed)
     }
 
     /// Takes a list in, and marks it if it is no successor of what was seen. `key` is the cluster's ledger entry.
     pub fn listed(&mut self, snapshot: &mut Snapshot, key: &str) {
-        let ours = self.seen.etcd.and_then(|(cluster, revision)| snapshot.discontinuity_since(cluster, revision));
-        snapshot.discontinuity = snapshot.discontinuity.or(ours);
-        self.seen.etcd = Some((snapshot.cluster_id, snapshot.revision));
         let found = snapshot.get(key).and_then(epoch);
-        if let Some(discontinuity) = snapshot.discontinuity {
-            let (seen, found) = (self.seen.epoch, found.unwrap_or(0));
-            self.seen.owed = Some(seen);
-            if found <= seen {
-                warn!(
-                    ?discontinuity,
-                    seen, found, "etcd was restored or replaced: the leader raises the epoch before anything else"
-                );
-            }
+        let mut now = Memory { cluster_id: snapshot.cluster_id, revision: snapshot.revision, epoch: 0, owed: None };
+        let broken = self.memory.take().and_then(|earlier| {
+            // A ledger that goes while this process looks on is put back by it, or begun above the epoch: see the plan.
+            let absent = if self.listed { earlier.epoch } else { 0 };
+            now.follow(&earlier, found.unwrap_or(absent))
+        });
+        if let Some(Break::History(discontinuity)) = broken {
+            snapshot.discontinuity = snapshot.discontinuity.or(Some(discontinuity));
         }
-        self.reached(snapshot.revision, found);
+        now.reached(snapshot.revision, found);
+        say(broken, &now);
+        (self.memory, self.listed) = (Some(now), true);
     }
 
     /// Takes a revision in.
@@ -135,36 +120,19 @@ impl History {
 
     /// Takes a revision and the epoch in that are known otherwise, for instance by an own transaction.
     pub fn reached(&mut self, revision: i64, epoch: Option<u64>) {
-        let seen = &mut self.seen;
-        if let Some((_, highest)) = &mut seen.etcd {
-            *highest = revision.max(*highest);
+        if let Some(memory) = &mut self.memory {
+            memory.reached(revision, epoch);
         }
-        seen.epoch = seen.epoch.max(epoch.unwrap_or(0));
-        seen.owed = seen.owed.filter(|owed| *owed >= epoch.unwrap_or(0));
     }
 
     /// Takes in what outlived this process's beginning: how far etcd had come by then. `found` is the epoch of the ledger
-    /// now. Once: what is seen later is this process's own.
-    pub fn recall(&mut self, memory: &Memory, found: Option<u64>) {
-        let Some((cluster_id, revision)) = self.seen.etcd.filter(|_| !self.recalled) else { return };
+    /// now. Once, and not before etcd was listed: what is seen later is this process's own.
+    pub fn recall(&mut self, earlier: &Memory, found: Option<u64>) {
+        let Some(memory) = self.memory.as_mut().filter(|_| self.listed && !self.recalled) else { return };
         self.recalled = true;
-        let found = found.unwrap_or(0);
-        self.seen.epoch = self.seen.epoch.max(memory.epoch);
-        let broken = cluster_id != memory.cluster_id || revision < memory.revision || found < memory.epoch;
-        // A higher epoch than the remembered one: somebody has dealt with it.
-        if broken && found <= memory.epoch {
-            warn!(
-                seen = memory.epoch,
-                found,
-                "etcd was restored or replaced while no controller ran: the leader raises the epoch before anything else"
-            );
-            self.seen.owed = self.seen.owed.max(Some(memory.epoch));
-        }
-    }
-
-    /// etcd's cluster id and the highest revision seen of it.
-    pub const fn seen(&self) -> Option<(u64, i64)> {
-        self.seen.etcd
+        let broken = memory.follow(earlier, found.unwrap_or(0));
+        memory.reached(memory.revision, found);
+        say(broken, memory);
     }
 
     /// Looks on while another leads, so that what it knew is known here as well. Never ends but with the runtime.
@@ -175,7 +143,7 @@ impl History {
                 biased;
                 update = watch.next() => update,
                 () = self.worth_saving() => {
-                    self.save();
+                    self.save().await;
                     continue;
                 }
             };
@@ -196,98 +164,13 @@ impl History {
     }
 }
 
-fn epoch(entry: &Entry) -> Option<u64> {
-    ledger::parse::<ClusterEntry>(&entry.value).ok().map(|cluster| cluster.epoch)
+/// Says it, unless somebody has dealt with it.
+fn say(broken: Option<Break>, now: &Memory) {
+    if let (Some(broken), Some(seen)) = (broken, now.owed) {
+        warn!(?broken, seen, "etcd was restored or replaced: the leader raises the epoch before anything else");
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str = "/cluster";
-
-    fn entry(epoch: u64) -> Entry {
-        let value = format!(
-            r#"{{"epoch":{epoch},"network":["172.11.0.0/16"],"hostSubnetLength":10,"serviceNetwork":[],"mode":"multitenant"}}"#
-        );
-        Entry { key: KEY.into(), value: value.into(), create_revision: 1, mod_revision: 1 }
-    }
-
-    fn list(cluster_id: u64, revision: i64, epoch: u64) -> Snapshot {
-        Snapshot { cluster_id, revision, entries: vec![entry(epoch)], discontinuity: None }
-    }
-
-    #[test]
-    fn a_restore_owes_an_epoch_above_the_highest_seen_until_somebody_raises_it() {
-        let mut history = History::default();
-        for (cluster_id, revision) in [(1, 10), (1, 10), (1, 12)] {
-            history.listed(&mut list(cluster_id, revision, 3), KEY);
-            assert_eq!(history.owed(), None);
-        }
-        for (cluster_id, revision) in [(1, 11), (2, 40)] {
-            let mut restored = list(cluster_id, revision, 1);
-            history.listed(&mut restored, KEY);
-            assert!(restored.discontinuity.is_some());
-            assert_eq!(history.owed(), Some(3));
-        }
-        // Once for that break: a list that leads on owes nothing more, and does not forget either.
-        history.listed(&mut list(2, 41, 1), KEY);
-        assert_eq!(history.owed(), Some(3));
-        history.changed(&Changes { revision: 42, changes: vec![Change::Put(entry(3))] }, KEY);
-        assert_eq!(history.owed(), Some(3), "agents saw 3");
-        history.changed(&Changes { revision: 43, changes: vec![Change::Put(entry(4))] }, KEY);
-        assert_eq!(history.owed(), None);
-    }
-
-    #[test]
-    fn what_was_seen_is_known_after_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::new("/p", &bulkhead_core::ClusterName::new("c").unwrap()).unwrap();
-        let mut history = History::load(Some(folder.path()), &keys);
-        history.listed(&mut list(1, 10, 3), KEY);
-        history.save();
-        let mut next = History::load(Some(folder.path()), &keys);
-        assert_eq!((next.epoch(), next.owed()), (3, None));
-        next.listed(&mut list(1, 9, 1), KEY);
-        assert_eq!(next.owed(), Some(3));
-        next.save();
-        assert_eq!(History::load(Some(folder.path()), &keys).owed(), Some(3), "owed across a restart");
-        let file = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
-        fs::write(&file, "{").unwrap();
-        assert_eq!(History::load(Some(folder.path()), &keys).epoch(), 0);
-        let other = Keys::new("/p", &bulkhead_core::ClusterName::new("d").unwrap()).unwrap();
-        assert_eq!(History::load(Some(folder.path()), &other).epoch(), 0, "of another cluster");
-    }
-
-    #[test]
-    fn a_controller_that_was_started_after_a_restore_learns_of_it_from_what_others_remember() {
-        let memory = Memory { epoch: 3, cluster_id: 1, revision: 10 };
-        for (cluster_id, revision, epoch, owed) in [
-            (1, 10, 3, None),
-            (1, 40, 3, None),
-            (1, 9, 3, Some(3)),
-            (2, 40, 3, Some(3)),
-            (1, 40, 2, Some(3)),
-            (2, 1, 0, Some(3)),
-            (2, 1, 4, None),
-        ] {
-            let mut history = History::default();
-            history.recall(&memory, None);
-            assert_eq!(history.owed(), None, "nothing was listed yet");
-            history.listed(&mut list(cluster_id, revision, epoch), KEY);
-            history.recall(&memory, Some(epoch));
-            assert_eq!(history.owed(), owed, "{cluster_id} {revision} {epoch}");
-            history.reached(revision + 1, Some(4));
-            history.recall(&memory, Some(4));
-            assert_eq!(history.owed(), None);
-        }
-    }
-
-    #[test]
-    fn a_restore_that_another_leader_has_dealt_with_is_not_dealt_with_twice() {
-        let mut history = History::default();
-        history.listed(&mut list(1, 10, 1), KEY);
-        history.listed(&mut list(1, 9, 2), KEY);
-        assert_eq!(history.owed(), None);
-    }
+fn epoch(entry: &Entry) -> Option<u64> {
+    ledger::parse::<ClusterEntry>(&entry.value).ok().map(|cluster| cluster.epoch)
 }

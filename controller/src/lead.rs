@@ -3,7 +3,7 @@
 //! Promises: it writes nothing after it learned that its leadership is over, and what was in flight then is refused by
 //! etcd; a transaction that met a newer state is planned again on it; etcd's outages are waited out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +16,6 @@ use tracing::{debug, error, info, warn};
 use crate::history::History;
 use crate::kubernetes::Report;
 use crate::kubernetes::absence::Absences;
-use crate::kubernetes::memory::Memory;
 use crate::objects::Objects;
 use crate::plan::{self, Note, Policy, Step};
 use crate::state::State;
@@ -151,7 +150,7 @@ pub async fn lead(task: Task<'_>, leadership: &Leadership, memory: (&mut History
         history: memory.0,
         state: memory.1,
         listed: false,
-        named_only_until: None,
+        named_first: None,
         objects: task.outside.map(|outside| {
             let mut objects = outside.objects.clone();
             objects.mark_changed();
@@ -182,8 +181,8 @@ struct Leader<'a> {
     state: &'a mut State,
     /// Whether the state is a whole one, kept up to date.
     listed: bool,
-    /// Until when machines that name no subnet wait.
-    named_only_until: Option<Instant>,
+    /// Until when machines that name their subnet come first, and behind the rise of which epoch.
+    named_first: Option<(u64, Instant)>,
     /// What Kubernetes has; none standalone.
     objects: Option<watch::Receiver<Option<Objects>>>,
     /// Where it is told what to show.
@@ -199,11 +198,10 @@ impl Leader<'_> {
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = RETRY.0;
-        // An earlier leadership's list says nothing of now.
-        self.state.serve_named_only(false);
         let mut grace = None;
         loop {
-            let named_only_until = self.named_only_until;
+            let settling =
+                self.named_first.filter(|(epoch, _)| self.state.settled != Some(*epoch)).map(|(_, until)| until);
             tokio::select! {
                 update = self.watch.next() => match update {
                     Some(update) => self.take(update),
@@ -213,22 +211,15 @@ impl Leader<'_> {
                 () = until(grace), if self.listed => {}
                 _ = resync.tick() => {}
                 () = self.history.worth_saving() => {
-                    self.history.save();
+                    self.history.save().await;
                     continue;
                 }
-                () = async {
-                    match named_only_until {
-                        Some(until) => tokio::time::sleep_until(until).await,
-                        None => std::future::pending().await,
-                    }
-                } => {
-                    self.named_only_until = None;
-                    self.state.serve_named_only(false);
-                }
+                () = until(settling), if self.listed => {}
             }
             self.drain().await;
             while self.listed {
                 grace = self.look_outside();
+                self.look_at_epoch();
                 self.complain();
                 match self.progress().await {
                     Progress::Quiet => {
@@ -287,6 +278,15 @@ impl Leader<'_> {
         next
     }
 
+    /// Counts from when this leader first sees a ledger that settles behind a rise, its own or another's.
+    fn look_at_epoch(&mut self) {
+        let (counted, now) = (self.named_first, Instant::now());
+        let settling = self.state.settling();
+        self.named_first =
+            settling.map(|epoch| counted.filter(|(of, _)| *of == epoch).unwrap_or((epoch, now + NAMED_FIRST)));
+        self.state.settle(self.named_first.filter(|(_, until)| *until <= now).map(|(epoch, _)| epoch));
+    }
+
     /// Says what is, now that nothing is left to do.
     fn report(&self) {
         let counts =
@@ -295,12 +295,11 @@ impl Leader<'_> {
             gauge.store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         let Some(Reporting(reports)) = &self.reporting else { return };
-        let memory = self.state.epoch().zip(self.history.seen());
         let report = Report {
             statuses: plan::statuses(self.state, self.policy),
             without_subnet: plan::without_subnet(self.state),
             subnets: plan::subnets(self.state),
-            memory: memory.map(|(epoch, (cluster_id, revision))| Memory { epoch, cluster_id, revision }),
+            memory: self.state.epoch().and_then(|_| self.history.memory().cloned()),
         };
         reports.send_if_modified(|before| {
             let differs = before.as_ref() != Some(&report);
@@ -324,9 +323,7 @@ impl Leader<'_> {
                 self.history.reached(revision, self.state.epoch());
                 self.state.owe(self.history.owed(), self.history.epoch());
                 if step.notes().iter().any(|note| matches!(note, Note::EpochRaised { .. })) {
-                    self.named_only_until = Some(Instant::now() + NAMED_FIRST);
-                    self.state.serve_named_only(true);
-                    self.history.save();
+                    self.history.save().await;
                 }
                 self.tally.count(&step);
                 step.notes().iter().for_each(Note::log);
@@ -379,7 +376,8 @@ impl Leader<'_> {
     /// Logs what no record can answer, once per revision.
     fn complain(&mut self) {
         let complaints = plan::complaints(self.state);
-        self.complained.retain(|key, revision| complaints.iter().any(|c| c.key == *key && c.revision == *revision));
+        let now: HashSet<_> = complaints.iter().map(|c| (c.key.as_str(), c.revision)).collect();
+        self.complained.retain(|key, revision| now.contains(&(key.as_str(), *revision)));
         for complaint in complaints {
             if self.complained.insert(complaint.key.clone(), complaint.revision).is_none() {
                 warn!(key = complaint.key, "{}", complaint.text);

@@ -12,6 +12,7 @@ pub mod endpoints;
 pub mod history;
 pub mod kubernetes;
 pub mod lead;
+pub mod memory;
 pub mod objects;
 pub mod plan;
 pub mod run;

@@ -11,7 +11,7 @@ use bulkhead_core::annotation::{AnnotationError, JoinConsent, Network};
 use bulkhead_core::{Namespace, NodeName};
 use tokio::time::Instant;
 
-use crate::kubernetes::memory::Memory;
+use crate::memory::Memory;
 
 /// The namespace that every cluster has: a list without it is not believed.
 pub const KUBE_SYSTEM: &str = "kube-system";

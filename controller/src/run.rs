@@ -87,7 +87,7 @@ pub async fn run(
     let keys = Keys::new(&options.prefix, config.name())?;
     let election = keys.election();
     let (everything, ledger) = (format!("{}/", options.prefix), keys.ledger_cluster());
-    let mut history = History::load(options.state_dir.as_deref(), &keys);
+    let mut history = History::load(options.state_dir.as_deref(), &keys).await;
     let mut state = State::new(keys.clone());
     if outside.is_some() {
         state = state.with_kubernetes();

@@ -92,6 +92,7 @@ impl Gate {
     async fn until_held(&self, text: &str) {
         within(async {
             while !contains(&self.held, text) {
+                // Between two looks: who fills it tells nobody.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -180,6 +181,7 @@ async fn a_leader_frozen_past_its_lease_cannot_move_the_ledger_with_a_write_unde
         while !contains(&gate.answered, "/bulkhead/ledger/namespaces/a")
             && people.store.get(&ledger).await.unwrap().as_ref() == Some(&before)
         {
+            // Between two looks.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -229,12 +231,7 @@ async fn another_leads_when_the_leader_is_killed_and_at_once_when_it_is_stopped(
     people.until_net_id("b", 11).await;
 
     let _last = Controller::start(&cluster.endpoint(0), "last");
-    within(async {
-        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    people.until_candidates(2).await;
     stopped.signal(Signal::TERM);
     let since = Instant::now();
     people.until_leads("last").await;
@@ -249,12 +246,7 @@ async fn a_controller_that_waits_withdraws_when_it_is_stopped() {
     let _leader = Controller::start(&cluster.endpoint(0), "leader");
     people.until_leads("leader").await;
     let mut waiting = Controller::start(&cluster.endpoint(0), "waiting");
-    within(async {
-        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    people.until_candidates(2).await;
     waiting.signal(Signal::TERM);
     assert_eq!(waiting.0.wait().unwrap().code(), Some(0));
     let left = people.store.list(&people.keys.election()).await.unwrap();

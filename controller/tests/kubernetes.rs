@@ -160,6 +160,20 @@ async fn while_the_api_server_is_away_nobody_dies_and_then_what_happened_is_caug
     controller.stop().await;
 }
 
+/// Takes as long as a watch does.
+#[tokio::test]
+async fn an_api_server_that_lost_its_power_does_not_blind_the_leader() {
+    let (twin, api) = (Twin::new(), Api::start().await);
+    let people = People::new(twin.store());
+    let controller = Controller::start(twin.store(), &api, "one");
+    api.put("namespaces", "a", json!({}));
+    people.until(&people.keys.ledger_namespace(&ns("a")), |value| value.is_some()).await;
+    api.silence();
+    api.put("namespaces", "b", json!({}));
+    people.until(&people.keys.ledger_namespace(&ns("b")), |value| value.is_some()).await;
+    controller.stop().await;
+}
+
 #[tokio::test]
 async fn a_controller_that_starts_without_an_api_server_takes_nothing_for_gone() {
     let (twin, api) = (Twin::new(), Api::start().await);
@@ -171,10 +185,15 @@ async fn a_controller_that_starts_without_an_api_server_takes_nothing_for_gone()
     api.away(true);
     let two = Controller::start(twin.store(), &api, "two");
     people.until_leads("two").await;
+    // Its Nodes may have subnets that this etcd knows nothing of: only who names one is served.
     people.asks("lb", "10.0.0.9").await;
-    people.until_subnet("10.0.0.9", "172.11.0.0/22").await;
+    people.until_refused("10.0.0.9", "API server").await;
+    let named = br#"{"Host":"lb2","HostIP":"10.0.0.8","Subnet":"172.11.80.0/22","Assign":true}"#;
+    people.write(&people.keys.subnet("10.0.0.8".parse().unwrap()), named).await;
+    people.until(&people.keys.ledger_node("10.0.0.8".parse().unwrap()), |value| value.is_some()).await;
     people.until_net_id("a", 10).await;
     api.away(false);
+    people.until_subnet("10.0.0.9", "172.11.0.0/22").await;
     api.put("namespaces", "b", json!({}));
     people.until(&people.keys.ledger_namespace(&ns("b")), |value| value.is_some()).await;
     people.until_net_id("a", 10).await;

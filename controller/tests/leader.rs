@@ -99,12 +99,7 @@ async fn led(people: &People, store: Store) -> Controller {
 async fn two_leaders(people: &People, [first, second]: [Store; 2]) -> [Controller; 2] {
     let one = led(people, first).await;
     let two = Controller::start(second, "two", None);
-    within(async {
-        while people.store.list(&people.keys.election()).await.unwrap().entries.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    people.until_candidates(2).await;
     [one, two]
 }
 
@@ -318,6 +313,25 @@ async fn a_restore_is_dealt_with_once() {
     two.stop().await;
 }
 
+/// A minute, whoever leads meanwhile. The clock is the test's own.
+#[tokio::test(start_paused = true)]
+async fn behind_a_restore_a_machine_that_names_no_subnet_waits_for_a_minute() {
+    let twin = Twin::new();
+    let people = People::new(twin.store());
+    let [one, two] = two_leaders(&people, [twin.store(), twin.store()]).await;
+    twin.set_cluster_id(9);
+    epoch_rises(&people, 2).await;
+    people.asks("new", "10.0.0.9").await;
+    people.until_refused("10.0.0.9", "for a minute").await;
+    one.stop().await;
+    people.until_leads("two").await;
+    let key = people.keys.ledger_node("10.0.0.9".parse().unwrap());
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(people.store.get(&key).await.unwrap(), None);
+    people.until_subnet("10.0.0.9", "172.11.0.0/22").await;
+    two.stop().await;
+}
+
 /// A write whose answer is lost is neither lost nor done twice, whether it was applied or not.
 #[tokio::test]
 async fn a_write_of_unknown_outcome_is_neither_lost_nor_done_twice() {
@@ -386,6 +400,7 @@ async fn the_work_goes_on_when_a_member_of_etcd_dies() {
         let value = NetNamespaceRecord::asking(&ns("b")).to_json();
         let key = people.keys.netnamespace(&ns("b"));
         while people.store.commit(Txn::new().put(key.as_str(), value.clone())).await.is_err() {
+            // Between two tries.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

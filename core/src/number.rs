@@ -37,14 +37,18 @@ pub struct Numbers {
     /// Whether records that are in no ledger are being read as an import: set while the ledger is built anew from them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     importing: bool,
-    /// What the last rises of the epoch passed by: the mark before them, and the one after.
+    /// What the last rises of the epoch passed by, until all who live have been born again: the mark before them, and the
+    /// one after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     passed: Option<(u32, u32)>,
+    /// Whether the epoch rose a moment ago: who had something before comes first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    settling: bool,
 }
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false, passed: None }
+        Self { mark: FIRST - 1, resting: BTreeSet::new(), importing: false, passed: None, settling: false }
     }
 }
 
@@ -86,12 +90,42 @@ impl Numbers {
             self.jump(JUMP);
         }
         self.passed = Some((behind, self.mark));
+        self.settling = true;
+    }
+
+    /// Whether the epoch rose and nobody has said since that all had their time to come back.
+    pub const fn is_settling(&self) -> bool {
+        self.settling
+    }
+
+    /// Says that who had something before the last rise had their time to come back.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        Self { settling: false, ..self }
     }
 
     /// Whether the last rises passed `number` by: what lives may have it, given out by a ledger that is lost.
     pub fn was_passed_by(&self, number: u32) -> bool {
         let inside = |(behind, to)| ahead(behind, number) <= ahead(behind, to);
         (FIRST..SPACE).contains(&number) && self.passed.is_some_and(inside)
+    }
+
+    /// Whether who lives may still have numbers that a rise passed by and that no ledger has.
+    pub const fn may_be_reborn(&self) -> bool {
+        self.passed.is_some()
+    }
+
+    /// Says that a ledger is lost that these numbers outlived: who lives may have any that was given out.
+    pub fn outlive_ledger(&mut self) {
+        if self.mark >= FIRST {
+            self.passed = Some((FIRST - 1, self.mark));
+        }
+    }
+
+    /// Says that all who live have their numbers again: nothing counts as passed by any more.
+    #[must_use]
+    pub fn all_reborn(self) -> Self {
+        Self { passed: None, ..self }
     }
 
     /// Says that nobody uses `number` any more.
@@ -193,6 +227,17 @@ mod tests {
         assert!(!numbers.was_passed_by(11) && !numbers.was_passed_by(given) && numbers.was_passed_by(given + 1));
         let text = serde_json::to_string(&numbers).unwrap();
         assert_eq!(serde_json::from_str::<Numbers>(&text).unwrap(), numbers);
+        numbers.outlive_ledger();
+        assert!(
+            numbers.was_passed_by(10) && numbers.was_passed_by(given) && !numbers.was_passed_by(numbers.mark() + 1)
+        );
+        let mut blank = Numbers::default();
+        blank.outlive_ledger();
+        assert!(!blank.may_be_reborn(), "nothing was given out");
+        let reborn = numbers.clone().all_reborn();
+        assert!(numbers.may_be_reborn() && !reborn.may_be_reborn() && !reborn.was_passed_by(given + 1));
+        assert_eq!(reborn.mark(), numbers.mark());
+        assert!(numbers.is_settling() && !numbers.settled().is_settling() && !Numbers::default().is_settling());
     }
 
     proptest! {

@@ -267,15 +267,17 @@ impl Tenants {
         numbers: &mut Numbers,
     ) -> (Self, BTreeMap<Namespace, BirthError>) {
         let mut tenants = Self::default();
-        let refused = tenants.resume_import(records, &BTreeSet::new(), numbers);
+        let refused = tenants.resume_import(records, &BTreeMap::new(), &BTreeSet::new(), numbers);
         (tenants, refused)
     }
 
     /// Goes on with an import of which the ledger holds a part: `records` are those without a ledger entry. Whoever has
-    /// one keeps it. `reserved` are numbers that are given to nobody: of records that are still to be mended.
+    /// one keeps it. `shown` are the VNIs that namespaces had in a ledger that is lost, each of one alone: theirs, if no record
+    /// says otherwise. `reserved` are numbers that are given to nobody: of records that are still to be mended, say.
     pub fn resume_import(
         &mut self,
         records: &BTreeMap<Namespace, Option<i64>>,
+        shown: &BTreeMap<Namespace, Vni>,
         reserved: &BTreeSet<u32>,
         numbers: &mut Numbers,
     ) -> BTreeMap<Namespace, BirthError> {
@@ -287,8 +289,9 @@ impl Tenants {
                 Err(error) => drop(refused.insert(namespace.clone(), error)),
             }
         }
-        let taken: BTreeSet<u32> =
+        let asked: BTreeSet<u32> =
             wanted.values().flatten().map(|id| id.get()).chain(reserved.iter().copied()).collect();
+        let owners: BTreeMap<Vni, &Namespace> = shown.iter().map(|(namespace, vni)| (*vni, namespace)).collect();
         for (namespace, net_id) in wanted {
             // A number that only names somebody on the wire is nobody's network yet.
             if let Some(foreign) =
@@ -297,17 +300,22 @@ impl Tenants {
                 refused.insert(namespace, BirthError::Taken(foreign));
                 continue;
             }
-            // The first of a joined group has the number as its own; the others get a VNI that nobody uses.
+            let shown = shown.get(&namespace).filter(|vni| !asked.contains(&vni.get()) && !self.in_use(vni.get()));
+            // The first of a joined group, or who shows it, has the number as its own; the others get a VNI that nobody uses.
             let own = net_id.and_then(|id| Vni::namespace(id.get()).ok()).filter(|vni| !self.vnis.contains_key(vni));
-            let vni = match own {
+            let own = own.filter(|vni| owners.get(vni).is_none_or(|owner| **owner == namespace));
+            let is_anothers = |number| Vni::try_from(number).is_ok_and(|vni| owners.contains_key(&vni));
+            let vni = match shown.copied().or(own) {
                 Some(vni) => vni,
-                None => match numbers.take(|number| taken.contains(&number) || self.in_use(number)) {
-                    Ok(vni) => vni,
-                    Err(exhausted) => {
-                        refused.insert(namespace, exhausted.into());
-                        continue;
+                None => {
+                    match numbers.take(|number| asked.contains(&number) || is_anothers(number) || self.in_use(number)) {
+                        Ok(vni) => vni,
+                        Err(exhausted) => {
+                            refused.insert(namespace, exhausted.into());
+                            continue;
+                        }
                     }
-                },
+                }
             };
             self.insert(namespace, Tenant { vni, net_id: net_id.unwrap_or(vni.into()), uid: None });
         }

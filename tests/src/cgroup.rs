@@ -78,7 +78,7 @@ fn delegate(group: &Path) -> Result<(), LabError> {
 pub fn remove(group: &Path) -> Result<(), LabError> {
     for hierarchy in hierarchies()? {
         let top = hierarchy.join(group);
-        wait::until_or(&format!("the end of {}", top.display()), Duration::from_secs(10), || {
+        wait::until_or(&format!("the end of {}", top.display()), Duration::from_mins(1), || {
             remove_below(&top).map_err(|error| error.to_string())
         })?;
     }

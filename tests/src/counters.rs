@@ -34,7 +34,7 @@ impl<'a> Drops<'a> {
     pub fn expect(&self, reasons: &[&str], count: u64) -> Result<(), LabError> {
         wait::until_or(
             &format!("{count} packets dropped on {} as {}", self.node.name(), reasons.join(" or ")),
-            Duration::from_secs(2),
+            Duration::from_secs(10),
             || {
                 let since = self.since().map_err(|error| error.to_string())?;
                 let seen: u64 = reasons.iter().filter_map(|reason| since.get(*reason)).sum();

@@ -18,7 +18,7 @@ use crate::wait;
 const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 const HEALTH_PORT: u16 = 2381;
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_mins(1);
 
 /// The files of members that serve clients with certificates only.
 #[derive(Debug, Clone)]

@@ -16,8 +16,8 @@ use crate::probe::fresh_id;
 
 /// One packet each millisecond.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// How long the last packets may be under way after the sender stopped.
-const DRAIN: Duration = Duration::from_millis(500);
+/// How long the last packets may be under way after the sender stopped, on a machine that stands still for a while.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// What became of a flow's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -256,6 +256,7 @@ impl fmt::Display for Progress {
 pub struct TcpFlow {
     name: String,
     stop: Arc<AtomicBool>,
+    echoed: Arc<AtomicU64>,
     thread: Option<JoinHandle<Progress>>,
 }
 
@@ -269,18 +270,24 @@ impl TcpFlow {
     pub fn start_at(from: &Endpoint, to: Ipv4Addr, port: u16) -> Result<Self, LabError> {
         let stop = Arc::<AtomicBool>::default();
         let peer = SocketAddr::from((to, port));
-        let stream = from.netns().aside(move || TcpStream::connect_timeout(&peer, Duration::from_secs(3)))?;
+        let stream = from.netns().aside(move || TcpStream::connect_timeout(&peer, Duration::from_secs(10)))?;
         let stream = stream.tried(|| format!("connect from {from} to {peer}"))?;
+        let echoed = Arc::<AtomicU64>::default();
         let thread = thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || converse(stream, &stop)
+            let (stop, echoed) = (Arc::clone(&stop), Arc::clone(&echoed));
+            move || converse(stream, &stop, &echoed)
         });
-        Ok(Self { name: format!("tcp {from} -> {to}"), stop, thread: Some(thread) })
+        Ok(Self { name: format!("tcp {from} -> {to}"), stop, echoed, thread: Some(thread) })
     }
 
     /// What it is, for tables.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes that came back so far.
+    pub fn echoed(&self) -> u64 {
+        self.echoed.load(Ordering::Acquire)
     }
 
     /// Ends the connection and reports.
@@ -297,7 +304,7 @@ impl Drop for TcpFlow {
     }
 }
 
-fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Progress {
+fn converse(mut stream: TcpStream, stop: &AtomicBool, echoed: &AtomicU64) -> Progress {
     let mut progress = Progress { bytes: 0, longest_stall: Duration::ZERO, broken: None };
     let (sent, mut received) = ([0x5a; 8192], [0; 8192]);
     let patience = Some(Duration::from_secs(10));
@@ -317,6 +324,8 @@ fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Progress {
             break;
         }
         progress.bytes += sent.len() as u64;
+        echoed.store(progress.bytes, Ordering::Release);
+        // Its pace: it waits for nothing.
         thread::sleep(INTERVAL);
     }
     progress

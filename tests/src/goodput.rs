@@ -60,7 +60,7 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, warm_up: Duration, window: Duration) 
         Ok(arrivals)
     });
     let mut stream =
-        from.netns().aside(move || TcpStream::connect_timeout(&peer, Duration::from_secs(3)))?.tried(what)?;
+        from.netns().aside(move || TcpStream::connect_timeout(&peer, Duration::from_secs(10)))?.tried(what)?;
     stream.set_write_timeout(Some(Duration::from_secs(10))).tried(what)?;
     let buffer = vec![0; 128 << 10];
     // Ends when the receiver, having seen enough, closes.

@@ -22,8 +22,8 @@ pub fn get(netns: &Netns, address: SocketAddr, path: &str) -> Result<Answer, Lab
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     let text = netns
         .aside(move || {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(15)))?;
             stream.write_all(request.as_bytes())?;
             let mut text = String::new();
             stream.read_to_string(&mut text).map(|_| text)

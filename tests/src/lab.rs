@@ -287,7 +287,7 @@ impl Lab {
         for node in &self.nodes {
             crate::wait::until_or(
                 &format!("{} knowing {namespaces} namespaces", node.name()),
-                Duration::from_secs(5),
+                Duration::from_secs(30),
                 || {
                     let status = node.status().map_err(|error| error.to_string())?;
                     if status.namespaces == namespaces { Ok(()) } else { Err(format!("{} known", status.namespaces)) }

@@ -3,11 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::error::LabError;
 use crate::node::Node;
+use crate::wait;
+
+/// How long what ends by itself may take.
+const GONE: Duration = Duration::from_secs(20);
 
 /// Everything of a node that could leak.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +54,16 @@ impl Holdings {
         }
         lines
     }
+}
+
+/// Waits until a node holds what it held `before`: what others hold of it for a moment (a spooled call, a namespace that ends) goes by
+/// itself, what leaked stays.
+pub fn await_same(node: &Node, before: &Holdings) -> Result<(), LabError> {
+    wait::until_or(&format!("{} holding what it held before", node.name()), GONE, || {
+        let now = Holdings::of(node).map_err(|error| error.to_string())?;
+        let difference = before.difference(&now);
+        if difference.is_empty() { Ok(()) } else { Err(difference) }
+    })
 }
 
 fn describe(kind: &str, item: &Value) -> String {

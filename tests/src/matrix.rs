@@ -143,7 +143,7 @@ impl fmt::Display for Matrix {
 /// Packets larger than the MTU, both ways: fragments of UDP and ICMP, a TCP stream.
 pub fn expect_large(from: &Endpoint, to: &Endpoint, size: usize) -> Result<(), LabError> {
     for proto in Proto::ALL {
-        if !reaches_with(from, to.address(), ECHO, proto, size, Duration::from_secs(5))? {
+        if !reaches_with(from, to.address(), ECHO, proto, size, Duration::from_secs(15))? {
             return Err(LabError::Refused {
                 what: format!("{proto} of {size} bytes from {from} to {to}"),
                 answer: "does not pass but should".into(),

@@ -25,7 +25,7 @@ use crate::runtime::{Container, Runtime};
 use crate::wait;
 
 /// How long an agent may take to be ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_mins(1);
 
 static NEXT_CONTAINER: AtomicU32 = AtomicU32::new(1);
 
@@ -207,7 +207,7 @@ impl Node {
     /// SIGTERM, and its end awaited.
     pub fn stop_agent(&self) -> Result<(), LabError> {
         let agent = self.agent().take();
-        agent.map_or(Ok(()), |agent| agent.terminate(Duration::from_secs(10)).map(drop))
+        agent.map_or(Ok(()), |agent| agent.terminate(Duration::from_secs(30)).map(drop))
     }
 
     /// Kills the agent and starts it again.
@@ -248,6 +248,13 @@ impl Node {
         self.agent().as_ref().map(Process::pid)
     }
 
+    /// Calls that the agent is serving: it has a thread for each.
+    pub fn calls(&self) -> usize {
+        let tasks = format!("/proc/{}/task", self.agent_pid().unwrap_or_default());
+        let tasks = fs::read_dir(tasks).into_iter().flatten().flatten();
+        tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "call\n")).count()
+    }
+
     /// The end of the agent's log.
     pub fn agent_log(&self, lines: usize) -> String {
         crate::process::tail(&self.dir.join("agent.log"), lines)
@@ -256,7 +263,7 @@ impl Node {
     fn ask(&self, request: &Request) -> Result<Reply, LabError> {
         let what = || format!("ask the agent of {}", self.name);
         let mut stream = UnixStream::connect(&self.runtime.socket).tried(what)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).tried(what)?;
+        stream.set_read_timeout(Some(Duration::from_secs(15))).tried(what)?;
         let answer = protocol::send(&mut stream, request).and_then(|()| protocol::receive(&[], &mut stream));
         answer.map_err(|error| LabError::Refused { what: what(), answer: error.to_string() })
     }

@@ -39,7 +39,7 @@ impl fmt::Display for Proto {
 }
 
 /// How long an answer is awaited where one is expected.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one is awaited where none is.
 pub const SILENCE: Duration = Duration::from_millis(400);
 /// What is sent unless a size is given.
@@ -242,7 +242,7 @@ pub fn segmented_datagrams(from: &Endpoint, to: &Endpoint, size: u16, count: usi
     let what = || format!("send segmented datagrams from {from} to {to}");
     let address = to.address();
     let inbox = to.netns().run(move || UdpSocket::bind((address, 0)))?.tried(what)?;
-    inbox.set_read_timeout(Some(Duration::from_millis(500))).tried(what)?;
+    inbox.set_read_timeout(Some(Duration::from_secs(3))).tried(what)?;
     let peer = SocketAddr::from((address, inbox.local_addr().tried(what)?.port()));
     let outbox = from.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?.tried(what)?;
     crate::syscall::segment_datagrams(outbox.as_fd(), size).tried(what)?;

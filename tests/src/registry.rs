@@ -181,7 +181,7 @@ fn remove_remains(id: LabId) -> Result<(), LabError> {
         return Ok(());
     }
     let spaces = namespaces_below(&dir);
-    wait::until_or(&format!("the end of lab {}'s processes", id.0), Duration::from_secs(5), || {
+    wait::until_or(&format!("the end of lab {}'s processes", id.0), Duration::from_mins(1), || {
         let alive: Vec<Pid> = processes_in(&spaces);
         for pid in &alive {
             let _ = kill_process(*pid, Signal::KILL);

@@ -1,7 +1,7 @@
 //! Traffic that must not notice a change, judged as a whole; a machine that stood still is told from a network that lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,40 +24,51 @@ pub struct Undisturbed {
 
 /// Watches how late the machine lets a thread run that wants to each millisecond: a stall of that length is nobody's loss.
 #[derive(Debug)]
-struct Lateness {
+pub struct Lateness {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Duration>,
+    /// Microseconds.
+    longest: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
 }
 
 impl Lateness {
     /// From here on the machine, not the network, may be why a conversation stalled.
     const BUSY: Duration = Duration::from_millis(50);
 
-    fn watch() -> Self {
-        let stop = Arc::<AtomicBool>::default();
+    /// Begins to watch.
+    pub fn watch() -> Self {
+        let (stop, longest) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let thread = thread::spawn({
-            let stop = Arc::clone(&stop);
+            let (stop, longest) = (Arc::clone(&stop), Arc::clone(&longest));
             move || {
-                let mut longest = Duration::ZERO;
                 while !stop.load(Ordering::Acquire) {
                     let begin = Instant::now();
+                    // What is measured is how much longer than that it takes.
                     thread::sleep(INTERVAL);
-                    longest = longest.max(begin.elapsed().saturating_sub(INTERVAL));
+                    let late = begin.elapsed().saturating_sub(INTERVAL);
+                    longest.fetch_max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Ordering::AcqRel);
                 }
-                longest
             }
         });
-        Self { stop, thread }
+        Self { stop, longest, thread }
     }
 
-    fn longest(self) -> Duration {
+    /// The longest so far.
+    pub fn so_far(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::Acquire))
+    }
+
+    /// Ends the watch; the longest of all.
+    pub fn longest(self) -> Duration {
         self.stop.store(true, Ordering::Release);
-        self.thread.join().unwrap_or_default()
+        let longest = Arc::clone(&self.longest);
+        drop(self.thread.join());
+        Duration::from_micros(longest.load(Ordering::Acquire))
     }
 }
 
 /// The longest stall that says nothing about the network. A round trip passes through four threads.
-fn stall_limit(lateness: Duration) -> Duration {
+pub fn stall_limit(lateness: Duration) -> Duration {
     if lateness < Lateness::BUSY { STALL } else { STALL + 4 * lateness }
 }
 
@@ -70,6 +81,11 @@ impl Undisturbed {
             all.streams.push(TcpFlow::start(from, to)?);
         }
         Ok(all)
+    }
+
+    /// How late the machine has let a thread run at most since the flows began.
+    pub fn lateness(&self) -> Duration {
+        self.lateness.as_ref().map(Lateness::so_far).unwrap_or_default()
     }
 
     /// Stops all; an error names each that lost a packet or stalled.

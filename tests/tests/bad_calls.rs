@@ -6,11 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_tests::error::{Tried, promised};
-use bulkhead_tests::leak::Holdings;
+use bulkhead_tests::leak::{self, Holdings};
 use bulkhead_tests::probe::expect_reaches;
 use bulkhead_tests::runtime::{Answer, Call, Container};
 use bulkhead_tests::{Lab, LabError, Node, Pod, wait};
 use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Refused: a non-zero exit and one JSON error on stdout with one of these codes.
 fn refused(what: &str, answer: &Answer, codes: &[u64]) -> Result<(), LabError> {
@@ -47,8 +49,7 @@ fn a_wrong_call_is_refused_and_changes_nothing() -> Result<(), LabError> {
     netns.ip("link add eth0 type bridge")?;
     refused("an interface that exists", &call(node, &container, |_| {})?, &[100])?;
     netns.ip("link del eth0")?;
-    let difference = before.difference(&Holdings::of(node)?);
-    promised(difference.is_empty(), || format!("refused calls left something:\n{difference}"))?;
+    leak::await_same(node, &before)?;
     println!("the same container is attached after all of that, twice the same result, and another interface");
     let first = call(node, &container, |_| {})?.ok("ADD")?;
     let again = call(node, &container, |_| {})?;
@@ -192,7 +193,7 @@ fn del_check_gc(node: &Node, stays: &Pod) -> Result<(), LabError> {
     File::create(&half_written).and_then(|file| file.set_modified(old)).tried(|| "write into the spool".into())?;
     drop(netns);
     node.start_agent()?;
-    wait::until_or("the spooled DEL", Duration::from_secs(5), || {
+    wait::until_or("the spooled DEL", SOON, || {
         let pods = node.pods().map_err(|error| error.to_string())?;
         let left = half_written.exists();
         if pods.len() == 1 && !left { Ok(()) } else { Err(format!("{pods:?}, half-written file: {left}")) }
@@ -225,17 +226,11 @@ fn a_full_pool_is_told_and_becomes_free_again() -> Result<(), LabError> {
     expect_reaches(pod.endpoint(), node.host())
 }
 
-/// Calls that the agent is serving: it has a thread for each.
-fn calls_of(node: &Node) -> usize {
-    let tasks = format!("/proc/{}/task", node.agent_pid().unwrap_or_default());
-    let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
-    tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "call\n")).count()
-}
-
 #[test]
 fn adds_that_wait_for_their_namespace_hold_nobody_up() -> Result<(), LabError> {
     const WAITING: usize = 140;
-    const QUICK: Duration = Duration::from_secs(3);
+    /// An ADD waits ten seconds for its namespace: whom it holds up waits longer than this.
+    const QUICK: Duration = Duration::from_secs(6);
     let lab = Lab::builder().nodes(1).start()?;
     lab.create_tenants(&["a"])?;
     let node = lab.node(0);
@@ -250,10 +245,12 @@ fn adds_that_wait_for_their_namespace_hold_nobody_up() -> Result<(), LabError> {
         }
         drop(answers);
         println!("{WAITING} ADDs wait");
-        wait::until_or("all of them waiting", QUICK, || match calls_of(node) {
+        let begin = Instant::now();
+        wait::until_or("all of them waiting", SOON, || match node.calls() {
             WAITING => Ok(()),
             other => Err(format!("{other} calls")),
         })?;
+        println!("    after {:?}", begin.elapsed());
         let begin = Instant::now();
         node.cni().call_for("DEL", &early[0].1).run()?.ok("DEL of one that waits")?;
         let (name, overtaken) = outcome.recv_timeout(QUICK).map_err(|_| LabError::Broken("its ADD waits on".into()))?;
@@ -265,7 +262,14 @@ fn adds_that_wait_for_their_namespace_hold_nobody_up() -> Result<(), LabError> {
         println!("their namespace comes");
         lab.create_tenants(&["late"])?;
         for (name, answer) in outcome {
-            answer?.ok(&format!("ADD of {name}"))?;
+            let answer = answer?;
+            // On a slow machine its time was over before the namespace came: the runtime tries again.
+            let container = early.iter().map(|(_, container)| container).find(|container| container.pod == name);
+            let answer = match container {
+                Some(container) if answer.code() == Some(11) => node.cni().call_for("ADD", container).run()?,
+                _ => answer,
+            };
+            answer.ok(&format!("ADD of {name}"))?;
         }
         let pods = node.pods()?.iter().filter(|pod| pod.namespace == "late").count();
         promised(pods == WAITING - 1, || format!("{pods} pods"))
@@ -277,9 +281,7 @@ fn a_node_that_is_not_up_is_unavailable() -> Result<(), LabError> {
     let lab = Lab::builder().nodes(1).bare().start()?;
     let node = lab.node(0);
     node.launch_agent()?;
-    wait::until_or("the agent answering", Duration::from_secs(10), || {
-        node.status().map(drop).map_err(|e| e.to_string())
-    })?;
+    wait::until_or("the agent answering", SOON, || node.status().map(drop).map_err(|e| e.to_string()))?;
     let mut status = node.cni().call("STATUS");
     status.with("cniVersion", "1.1.0".into());
     refused("STATUS", &status.run()?, &[50])?;
@@ -297,7 +299,7 @@ fn a_del_in_the_spool_of_a_running_agent_is_carried_out_at_its_resync() -> Resul
     let pod = lab.pod(0, "a", "p")?;
     let mut del = pod.call("DEL");
     del.with("socket", "/nowhere/at/all.sock".into()).run()?.ok("DEL past the agent")?;
-    wait::until_or("the DEL", Duration::from_secs(5), || {
+    wait::until_or("the DEL", SOON, || {
         let pods = lab.node(0).pods().map_err(|error| error.to_string())?;
         if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
     })

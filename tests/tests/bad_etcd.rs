@@ -74,7 +74,7 @@ fn complains(lab: &Lab, program: &str, flags: &[String], words: &[&str]) -> Resu
     let log = lab.id().dir().join("secure").join(format!("{program}.log"));
     drop(std::fs::remove_file(&log));
     let process = Process::start(&lab.underlay().infra, program, command, &log)?;
-    wait::until_or(&format!("{program} naming one of {words:?}"), Duration::from_secs(10), || {
+    wait::until_or(&format!("{program} naming one of {words:?}"), Duration::from_mins(1), || {
         let text = process.log_tail(20);
         let named = words.iter().any(|word| text.to_lowercase().contains(word));
         if named && !text.contains("panicked") { Ok(()) } else { Err(text) }
@@ -110,7 +110,7 @@ fn wrong_certificates_and_passwords_are_told_apart() -> Result<(), LabError> {
     let init = ["config", "init", "--name", "k8ssdn", "--network", "10.77.0.0/16", "--host-subnet-length", "8"];
     println!("TLS");
     let right = tool(&lab, &flags("ca", "client"));
-    wait::until("the right certificate to work", Duration::from_secs(10), || {
+    wait::until("the right certificate to work", Duration::from_mins(1), || {
         right.run(&init).ok().filter(|output| output.exit == 0)
     })?;
     right.ok(&["tenant", "list"])?;
@@ -139,7 +139,7 @@ fn wrong_certificates_and_passwords_are_told_apart() -> Result<(), LabError> {
     };
     let ctl = format!(
         "set -e; export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={endpoint}\n\
-         for i in 1 2 3 4 5 6 7 8 9 10; do etcdctl endpoint health && break || sleep 0.3; done\n\
+         for i in $(seq 100); do etcdctl endpoint health && break || sleep 0.3; done\n\
          etcdctl user add root:right; etcdctl user grant-role root root; etcdctl auth enable"
     );
     lab.underlay().infra.exec("sh", &["-c", &ctl], &[])?;

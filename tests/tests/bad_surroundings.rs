@@ -15,7 +15,7 @@ use bulkhead_tests::{Lab, LabError, Node};
 fn complains(node: &Node, what: &str, command: Command, words: &[&str]) -> Result<(), LabError> {
     let log = node.dir().join(format!("{}.log", what.replace(' ', "-")));
     let agent = Process::start(node.netns(), what, command, &log)?;
-    wait::until_or(&format!("{what}: a complaint that names one of {words:?}"), Duration::from_secs(10), || {
+    wait::until_or(&format!("{what}: a complaint that names one of {words:?}"), Duration::from_mins(1), || {
         let text = agent.log_tail(30);
         if words.iter().any(|word| text.to_lowercase().contains(&word.to_lowercase())) { Ok(()) } else { Err(text) }
     })?;

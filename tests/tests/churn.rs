@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::error::promised;
-use bulkhead_tests::leak::Holdings;
+use bulkhead_tests::leak::{self, Holdings};
 use bulkhead_tests::probe::expect_reaches;
 use bulkhead_tests::{Lab, LabError};
 
@@ -61,6 +61,5 @@ fn five_hundred_pods_come_and_go() -> Result<(), LabError> {
     expect_reaches(stays.endpoint(), node.host())?;
     let pods = node.pods()?;
     promised(pods.len() == 1, || format!("pods are left: {pods:?}"))?;
-    let difference = before.difference(&Holdings::of(node)?);
-    promised(difference.is_empty(), || difference)
+    leak::await_same(node, &before)
 }

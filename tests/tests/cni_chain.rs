@@ -8,6 +8,8 @@ use bulkhead_tests::error::{Tried as _, promised};
 use bulkhead_tests::{Lab, LabError, Node, PodSpec, wait};
 use serde_json::{Value, json};
 
+const SOON: Duration = Duration::from_secs(20);
+
 fn agent(node: &Node, more: &[&str]) -> Result<(bool, String), LabError> {
     let command = node.agent_command()?;
     let program = command.get_program().to_string_lossy().into_owned();
@@ -53,19 +55,23 @@ fn the_plugin_is_installed_chained_and_removed() -> Result<(), LabError> {
 
     println!("a chained plugin that is not there is left out and said");
     promised(plugins(node)? == ["bulkhead-cni"], || format!("{:?}", plugins(node)))?;
-    let problems = node.status()?.problems;
-    promised(problems.iter().any(|text| text.contains("portmap") && text.contains("hostPort")), || {
-        format!("{problems:?}")
+    wait::until_or("it being said", SOON, || {
+        let problems = node.status().map_err(|error| error.to_string())?.problems;
+        let said = problems.iter().any(|text| text.contains("portmap") && text.contains("hostPort"));
+        if said { Ok(()) } else { Err(format!("{problems:?}")) }
     })?;
     println!("once it is there it is used");
     let portmap = bin.join("portmap");
     fs::write(&portmap, "#!/bin/sh\n").tried(|| "write portmap".into())?;
     fs::set_permissions(&portmap, fs::Permissions::from_mode(0o755)).tried(|| "chmod portmap".into())?;
-    wait::until_or("the chain", Duration::from_secs(5), || {
+    wait::until_or("the chain", SOON, || {
         let plugins = plugins(node).map_err(|error| error.to_string())?;
         if plugins == ["bulkhead-cni", "portmap"] { Ok(()) } else { Err(format!("{plugins:?}")) }
     })?;
-    promised(!node.status()?.problems.iter().any(|text| text.contains("portmap")), || "still a problem".into())?;
+    wait::until_or("it being no problem any more", SOON, || {
+        let problems = node.status().map_err(|error| error.to_string())?.problems;
+        if problems.iter().any(|text| text.contains("portmap")) { Err(format!("{problems:?}")) } else { Ok(()) }
+    })?;
 
     println!("it is not known to speak 1.1.0; once it has said so, the whole list is offered in it");
     let last = || conflist(node).map(|config| config["cniVersions"].as_array().and_then(|all| all.last().cloned()));
@@ -74,7 +80,7 @@ fn the_plugin_is_installed_chained_and_removed() -> Result<(), LabError> {
     fs::write(&portmap, format!("#!/bin/sh\necho '{versions}'\n")).tried(|| "write portmap".into())?;
     let (done, said) = agent(node, &["--install-cni", &shown])?;
     promised(done && said.contains("portmap: speaks CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0"), || said.clone())?;
-    wait::until_or("1.1.0 being offered", Duration::from_secs(5), || match last() {
+    wait::until_or("1.1.0 being offered", SOON, || match last() {
         Ok(Some(version)) if version == "1.1.0" => Ok(()),
         other => Err(format!("{other:?}")),
     })?;

@@ -8,7 +8,7 @@ use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::wait;
 use bulkhead_tests::{Lab, LabError};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_member_lost_or_frozen_stops_nobody() -> Result<(), LabError> {

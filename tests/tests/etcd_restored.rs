@@ -9,7 +9,7 @@ use bulkhead_tests::probe::{Proto, await_reaches, await_silence, expect_reaches,
 use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::{Lab, LabError, wait};
 
-const CAUGHT_UP: Duration = Duration::from_secs(20);
+const CAUGHT_UP: Duration = Duration::from_mins(1);
 
 /// What a namespace's ledger entry says.
 fn numbers(lab: &Lab, namespace: &str) -> Result<(u64, u64), LabError> {

@@ -9,7 +9,7 @@ use bulkhead_tests::undisturbed::Undisturbed;
 use bulkhead_tests::wait;
 use bulkhead_tests::{Lab, LabError};
 
-const CAUGHT_UP: Duration = Duration::from_secs(15);
+const CAUGHT_UP: Duration = Duration::from_mins(1);
 
 #[test]
 fn pods_run_and_start_without_etcd_and_changes_are_caught_up() -> Result<(), LabError> {
@@ -19,7 +19,7 @@ fn pods_run_and_start_without_etcd_and_changes_are_caught_up() -> Result<(), Lab
     let [a1, a2, b1, b2] = [0, 1, 2, 3].map(|index: usize| pods[index].endpoint());
     let flows = Undisturbed::start(&[(a1, a2), (b2, b1), (lab.node(0).host(), a2)])?;
     lab.etcd().stop_all()?;
-    wait::until("the agents saying that etcd does not answer", Duration::from_secs(20), || {
+    wait::until("the agents saying that etcd does not answer", CAUGHT_UP, || {
         lab.nodes().iter().all(|node| node.status().is_ok_and(|status| !status.etcd_connected)).then_some(())
     })?;
     println!("new pods of known namespaces start and are isolated as ever");

@@ -1,10 +1,13 @@
 //! A machine that is no Kubernetes node asks for a subnet by `Assign: true` and reaches pods of every tenant directly.
 
+use std::time::Duration;
+
 use bulkhead_tests::cluster::ROOT;
-use bulkhead_tests::error::promised;
 use bulkhead_tests::matrix::expect_large;
-use bulkhead_tests::probe::expect_reaches;
-use bulkhead_tests::{Lab, LabError};
+use bulkhead_tests::probe::{Proto, await_silence, expect_reaches};
+use bulkhead_tests::{Lab, LabError, wait};
+
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_load_balancer_reaches_pods_of_every_tenant() -> Result<(), LabError> {
@@ -12,11 +15,13 @@ fn a_load_balancer_reaches_pods_of_every_tenant() -> Result<(), LabError> {
     lab.create_tenants(&["a", "b", "g"])?;
     lab.bulkhead("tenant global g")?;
     let machine = lab.external().ok_or_else(|| LabError::Broken("the lab has no external machine".into()))?;
-    let record = lab.etcd().get_json(&format!("{ROOT}/subnets/{}", machine.address()))?;
-    promised(
-        record["Assign"] == false && record["Subnet"].as_str().is_some_and(|subnet| subnet.ends_with("/24")),
-        || format!("its record: {record}"),
-    )?;
+    // The record follows the ledger, by which the machine is ready.
+    wait::until_or("its record being answered", SOON, || {
+        let record = lab.etcd().get_json(&format!("{ROOT}/subnets/{}", machine.address()));
+        let record = record.map_err(|error| error.to_string())?;
+        let subnet = record["Subnet"].as_str().is_some_and(|subnet| subnet.ends_with("/24"));
+        if subnet && record["Assign"] == false { Ok(()) } else { Err(record.to_string()) }
+    })?;
     for (node, namespace) in [(0, "a"), (1, "a"), (0, "b"), (1, "g")] {
         let pod = lab.pod(node, namespace, "web")?;
         expect_reaches(machine.host(), pod.endpoint())?;
@@ -27,11 +32,5 @@ fn a_load_balancer_reaches_pods_of_every_tenant() -> Result<(), LabError> {
     let pod = lab.pod(0, "a", "late")?;
     machine.kill_agent()?;
     lab.cli().ok(&["node", "remove", &machine.address().to_string()])?;
-    bulkhead_tests::probe::await_silence(
-        machine.host(),
-        pod.endpoint(),
-        bulkhead_tests::Proto::Tcp,
-        std::time::Duration::from_secs(5),
-    )
-    .map(drop)
+    await_silence(machine.host(), pod.endpoint(), Proto::Tcp, SOON).map(drop)
 }

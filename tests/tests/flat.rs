@@ -24,10 +24,10 @@ fn everybody_reaches_everybody() -> Result<(), LabError> {
     let config = lab.etcd().get_json(CONFIG)?;
     let text = config.to_string().replace("k8s-ovs-subnet", "k8s-ovs-multitenant");
     lab.etcd().put(CONFIG, &text)?;
-    await_silence(&endpoints[0], &endpoints[3], Proto::Tcp, Duration::from_secs(5))?;
-    await_silence(&endpoints[2], &endpoints[1], Proto::Tcp, Duration::from_secs(5))?;
+    await_silence(&endpoints[0], &endpoints[3], Proto::Tcp, Duration::from_secs(20))?;
+    await_silence(&endpoints[2], &endpoints[1], Proto::Tcp, Duration::from_secs(20))?;
     lab.etcd().put(CONFIG, &config.to_string())?;
-    await_reaches(&endpoints[0], &endpoints[3], Proto::Tcp, Duration::from_secs(5))?;
-    await_reaches(&endpoints[2], &endpoints[1], Proto::Tcp, Duration::from_secs(5))?;
+    await_reaches(&endpoints[0], &endpoints[3], Proto::Tcp, Duration::from_secs(20))?;
+    await_reaches(&endpoints[2], &endpoints[1], Proto::Tcp, Duration::from_secs(20))?;
     flows.expect("a change of mode")
 }

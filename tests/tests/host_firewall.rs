@@ -10,7 +10,7 @@ use bulkhead_tests::probe::{PATIENCE, Proto, SILENCE, expect_reaches, reaches, r
 use bulkhead_tests::service::{self, Service};
 use bulkhead_tests::{Lab, LabError, Node, wait};
 
-const SOON: Duration = Duration::from_secs(8);
+const SOON: Duration = Duration::from_secs(40);
 
 /// As dockerd 24 makes it.
 const DOCKER: &str = "iptables -P FORWARD DROP
@@ -93,9 +93,11 @@ fn a_firewall_that_stops_forwarded_packets_is_passed_and_told() -> Result<(), La
         expect_reaches(one, far)?;
         expect_reaches(one, node.host())?;
         passed(&format!("{what} being passed"))?;
-        let told = node.status()?.repairs;
-        let said = told.iter().skip(before.min(told.len() - 1)).any(|text| text.contains(place));
-        promised(said || what == "Docker", || format!("not told: {told:?}"))?;
+        wait::until_or(&format!("{what} being told"), SOON, || {
+            let told = node.status().map_err(|error| error.to_string())?.repairs;
+            let said = told.iter().skip(before.min(told.len().saturating_sub(1))).any(|text| text.contains(place));
+            if said || what == "Docker" { Ok(()) } else { Err(format!("{told:?}")) }
+        })?;
         expect_large(one, far, 9000)?;
         let crossed = reaches_with(foreign, vip, 80, Proto::Tcp, 32, SILENCE)?;
         promised(!crossed, || "a foreign tenant passes with our accept".into())?;

@@ -25,7 +25,7 @@ fn up_exec_down_and_demo_leave_nothing() -> Result<(), LabError> {
     let mut up = Command::new(LAB).arg("up").stdout(Stdio::null()).spawn().tried(|| "run bulkhead-lab up".into())?;
     let pid = i32::try_from(up.id()).unwrap_or_default();
     let ours = || registry::running().ok()?.into_iter().find(|lab| lab.pid == pid);
-    let running = wait::until("the lab being up", Duration::from_secs(20), || {
+    let running = wait::until("the lab being up", Duration::from_mins(1), || {
         let running = ours()?;
         running.id.dir().join("names").exists().then_some(running)
     })?;

@@ -20,6 +20,7 @@ use bulkhead_tests::packet::PacketSocket;
 use bulkhead_tests::probe::{PATIENCE, Proto, SILENCE, reaches, seen_by};
 use bulkhead_tests::registry::{self, Claim};
 use bulkhead_tests::underlay::Underlay;
+use bulkhead_tests::undisturbed::{Lateness, stall_limit};
 use bulkhead_tests::wait;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -94,16 +95,16 @@ fn flows_lose_nothing_on_a_whole_path_and_count_each_loss_on_a_broken_one() {
     let run = || {
         let (ping, udp) = (PacketFlow::ping(a, b.address()).unwrap(), PacketFlow::udp(a, b).unwrap());
         let tcp = TcpFlow::start(a, b).unwrap();
-        wait::until("2000 packets", Duration::from_secs(20), || {
-            (ping.sent() > 2000 && udp.sent() > 2000).then_some(())
-        })
-        .unwrap();
+        wait::until("2000 packets", Duration::from_mins(1), || (ping.sent() > 2000 && udp.sent() > 2000).then_some(()))
+            .unwrap();
         (ping.stop(), udp.stop(), tcp.stop())
     };
+    let lateness = Lateness::watch();
     let (ping, udp, tcp) = run();
+    let late = lateness.longest();
     println!("whole: ping {ping}; udp {udp}; tcp {tcp}");
     assert!(ping.is_none() && udp.is_none() && tcp.broken.is_none() && tcp.bytes > 100 << 10);
-    assert!(tcp.longest_stall < Duration::from_millis(190), "{tcp}");
+    assert!(tcp.longest_stall < stall_limit(late), "{tcp}; threads waited for up to {late:?}");
 
     drop_rule(b, "ip protocol icmp numgen inc mod 100 == 0 drop");
     drop_rule(b, "ip protocol udp numgen inc mod 100 == 0 drop");
@@ -126,10 +127,15 @@ fn goodput_is_that_of_the_shaper() {
             &[],
         )
         .unwrap();
-    let seen = goodput::tcp(a, b, Duration::from_millis(500), Duration::from_secs(2)).unwrap();
     let expected = 100e6 * goodput::share_of_payload(1500);
-    println!("{} of {}", goodput::rate(seen), goodput::rate(expected));
-    assert!((seen / expected - 1.0).abs() < 0.02, "{seen} of {expected}");
+    // Never much faster. A machine that stood still in a window, or right before it, is measured again.
+    wait::until_or("the shaper's rate", Duration::from_mins(1), || {
+        let seen = goodput::tcp(a, b, Duration::from_millis(500), Duration::from_secs(2)).unwrap();
+        println!("{} of {}", goodput::rate(seen), goodput::rate(expected));
+        assert!(seen / expected < 1.1, "{seen} of {expected}");
+        if (0.98..1.02).contains(&(seen / expected)) { Ok(()) } else { Err(format!("{seen} of {expected}")) }
+    })
+    .unwrap();
 }
 
 #[test]
@@ -141,7 +147,7 @@ fn frames_are_sent_as_they_are_made() {
     let nobody = bench.underlay.address(99);
     let packet = frame::udp((nobody, 1234), (b.address(), 4321), b"not from 99");
     mouth.send(&frame::ethernet(frame::BROADCAST, [2, 0, 0, 0, 0, 9], frame::IPV4, &packet)).unwrap();
-    let heard = ear.hear(Duration::from_secs(2), |bytes| {
+    let heard = ear.hear(Duration::from_secs(10), |bytes| {
         frame::read_udp(bytes).filter(|udp| udp.3 == 4321).map(|udp| (udp.0, udp.4.to_vec()))
     });
     assert_eq!(heard.unwrap(), Some((nobody, b"not from 99".to_vec())));
@@ -152,7 +158,7 @@ fn a_narrow_path_tells_the_sender() {
     let bench = bench(2, Some(1300));
     let [near, far] = &bench.endpoints[..] else { panic!("two machines") };
     Matrix::expect(&bench.endpoints, |_, _| true).unwrap();
-    let mtu = bulkhead_tests::probe::learned_mtu(near, far.address(), 1400, Duration::from_secs(3)).unwrap();
+    let mtu = bulkhead_tests::probe::learned_mtu(near, far.address(), 1400, Duration::from_secs(15)).unwrap();
     assert_eq!(mtu, Some(1300));
     expect_large(near, far, 8000).unwrap();
 }
@@ -197,16 +203,19 @@ fn a_killed_lab_is_removed_by_the_next() {
         .spawn()
         .unwrap();
     let read = || fs::read_to_string(&says).ok().and_then(|text| text.parse::<u8>().ok());
-    let number = wait::until("the other lab", Duration::from_secs(20), read).unwrap();
+    let number = wait::until("the other lab", Duration::from_mins(1), read).unwrap();
     let dir = format!("/dev/shm/bhl{number}");
     assert!(registry::running().unwrap().iter().any(|lab| lab.id.number() == number));
     assert!(!registry::sweep().unwrap().iter().any(|id| id.number() == number), "a running lab is left alone");
     child.kill().unwrap();
     child.wait().unwrap();
-    let swept = registry::sweep().unwrap();
+    // Another lab that starts right now may be the one that sweeps it.
+    wait::until_or("the killed lab being swept", Duration::from_mins(1), || match registry::sweep() {
+        Ok(_) if !Path::new(&dir).exists() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
     fs::remove_file(&says).unwrap();
-    assert!(swept.iter().any(|id| id.number() == number), "{swept:?}");
-    assert!(!Path::new(&dir).exists());
     assert!(registry::mounts_below(Path::new(&dir)).is_empty());
     drop(turn);
 }

@@ -130,7 +130,7 @@ fn a_socket_follows_its_service_to_another_backend() -> Result<(), LabError> {
         let socket = socket.try_clone().map_err(|source| LabError::Io { what: "clone a socket".into(), source })?;
         client.netns().aside(move || {
             let mut buffer = [0; 64];
-            (0..20).any(|_| {
+            (0..100).any(|_| {
                 drop(socket.send_to(b"who is there", (to, 7)));
                 matches!(socket.recv_from(&mut buffer), Ok((12, peer)) if peer == SocketAddr::from((to, 7)))
             })

@@ -19,7 +19,7 @@ fn a_pod_learns_the_mtu_of_a_narrow_path() -> Result<(), LabError> {
     expect_reaches(near, far)?;
     println!("a datagram that must not be fragmented and does not fit is answered with the MTU that does");
     for (from, to) in [(near, far), (far, near)] {
-        let learned = learned_mtu(from, to.address(), 1380, Duration::from_secs(5))?;
+        let learned = learned_mtu(from, to.address(), 1380, Duration::from_secs(15))?;
         promised(learned.is_some_and(|mtu| (1200..=1400 - OVERHEAD).contains(&mtu)), || {
             format!("{from} learned {learned:?} towards {to}, the path takes {}", 1400 - OVERHEAD)
         })?;
@@ -35,6 +35,6 @@ fn a_pod_learns_the_mtu_of_a_narrow_path() -> Result<(), LabError> {
     println!("the path narrows while they talk");
     lab.underlay().set_far_mtu(1300)?;
     expect_large(near, far, 60_000)?;
-    let learned = learned_mtu(near, far.address(), 1280, Duration::from_secs(5))?;
+    let learned = learned_mtu(near, far.address(), 1280, Duration::from_secs(15))?;
     promised(learned.is_some_and(|mtu| mtu <= 1300 - OVERHEAD), || format!("after narrowing: {learned:?}"))
 }

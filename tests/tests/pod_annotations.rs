@@ -15,8 +15,10 @@ use serde_json::{Value, json};
 
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-/// "Live" for a person who looks.
-const SOON: Duration = Duration::from_secs(3);
+/// How soon a loaded machine brings a thing to pass.
+const SOON: Duration = Duration::from_secs(20);
+/// How often a rate is measured at most.
+const WINDOWS: usize = 4;
 
 fn status(node: &Node, pod: &str) -> Result<Option<PodStatus>, LabError> {
     Ok(node.pods()?.into_iter().find(|status| status.pod == pod))
@@ -32,8 +34,16 @@ fn await_limits(node: &Node, pod: &str, ingress: Option<u64>, egress: Option<u64
 
 /// What passes, in bits per second.
 fn measured(from: &Endpoint, to: &Endpoint, limit: f64) -> Result<(), LabError> {
-    let seen = goodput::tcp(from, to, Duration::from_secs(2), Duration::from_secs(3))?;
-    println!("    {from} -> {to}: {} of {}", rate(seen), rate(limit));
+    // Never much faster. What a machine that stood still has not delivered is missing in one window, and too much in the next:
+    // it is measured again.
+    let mut seen = 0.0;
+    for _ in 0..WINDOWS {
+        seen = goodput::tcp(from, to, Duration::from_secs(2), Duration::from_secs(3))?;
+        println!("    {from} -> {to}: {} of {}", rate(seen), rate(limit));
+        if seen > 1.1 * limit || (0.85 * limit..=1.02 * limit).contains(&seen) {
+            break;
+        }
+    }
     promised((0.85 * limit..=1.02 * limit).contains(&seen), || {
         format!("{from} -> {to}: {} where {} is the limit", rate(seen), rate(limit))
     })
@@ -122,14 +132,14 @@ fn an_api_server_that_is_away_is_missed_by_nobody() -> Result<(), LabError> {
     let two = lab.pod(0, "a", "two")?;
     expect_reaches(one.endpoint(), two.endpoint())?;
     await_limits(node, "one", None, Some(10_000_000))?;
-    wait::until_or("the status saying so", Duration::from_secs(5), || {
+    wait::until_or("the status saying so", SOON, || {
         let problems = node.status().map_err(|error| error.to_string())?.problems;
         if problems.iter().any(|text| text.contains("API server")) { Ok(()) } else { Err(format!("{problems:?}")) }
     })?;
     promised(node.status()?.ready, || "not ready without an API server".into())?;
     api.put("one-uid", "a", "one", &json!({EGRESS: "20M"}));
     api.set_away(false);
-    wait::until_or("the change being caught up", Duration::from_secs(40), || {
+    wait::until_or("the change being caught up", Duration::from_mins(2), || {
         let held = status(node, "one").map_err(|error| error.to_string())?.and_then(|pod| pod.egress_bandwidth);
         if held == Some(20_000_000) { Ok(()) } else { Err(format!("{held:?}")) }
     })
@@ -147,8 +157,11 @@ fn only_what_two_sources_call_gone_is_removed() -> Result<(), LabError> {
     // Its deletion was not seen: the API server has forgotten it, its netns is where it was.
     let terminating = lab.pod(0, "a", "terminating")?;
     // The runtime gave up their netns without a DEL; a process keeps the namespace, and so the device, alive.
+    let names = || -> Result<Vec<String>, LabError> { Ok(node.pods()?.into_iter().map(|pod| pod.pod).collect()) };
     let hold = |name: &str| -> Result<OwnedFd, LabError> {
         let pod = lab.pod(0, "a", name)?;
+        // Now: the next resync may remove what is gone.
+        promised(names()?.iter().any(|known| known == name), || format!("{name} is not known: {:?}", names()))?;
         let path = pod.netns().path().to_owned();
         let file =
             std::fs::File::open(&path).map_err(|source| LabError::Io { what: format!("open {name}"), source })?;
@@ -156,9 +169,7 @@ fn only_what_two_sources_call_gone_is_removed() -> Result<(), LabError> {
     };
     let _api_only = hold("api-only")?;
     let _gone = hold("gone")?;
-    let names = || -> Result<Vec<String>, LabError> { Ok(node.pods()?.into_iter().map(|pod| pod.pod).collect()) };
-    promised(names()?.len() == 4, || format!("{:?}", names()))?;
-    wait::until_or("the pod that is gone for both being gone", Duration::from_secs(10), || {
+    wait::until_or("the pod that is gone for both being gone", SOON, || {
         let names = names().map_err(|error| error.to_string())?;
         if names.iter().any(|name| name == "gone") { Err(format!("{names:?}")) } else { Ok(()) }
     })?;
@@ -167,7 +178,7 @@ fn only_what_two_sources_call_gone_is_removed() -> Result<(), LabError> {
     // Two more resyncs: everything that was to go has gone.
     let before = node.status()?.repairs.len();
     node.netns().exec("ip", &["route", "del", &stays.address().to_string()], &[])?;
-    wait::until_or("another resync", Duration::from_secs(5), || {
+    wait::until_or("another resync", SOON, || {
         let now = node.status().map_err(|error| error.to_string())?.repairs.len();
         if now > before { Ok(()) } else { Err("none".into()) }
     })?;

@@ -11,7 +11,7 @@ use bulkhead_tests::probe::{Proto, SILENCE, await_reaches, await_silence, expect
 use bulkhead_tests::wait;
 use bulkhead_tests::{Lab, LabError, Pod, PodSpec};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_predecessors_defects_stay_away() -> Result<(), LabError> {
@@ -33,7 +33,7 @@ fn d1_the_first_pod_of_a_new_namespace_works(lab: &Lab) -> Result<(), LabError> 
     let early = thread::scope(|scope| {
         // The runtime asks first; the ADD waits for the namespace instead of failing.
         let early = scope.spawn(|| lab.pod(0, "fresh", "early"));
-        thread::sleep(Duration::from_millis(300));
+        wait::until("an ADD that waits", SOON, || (lab.node(0).calls() > 0).then_some(()))?;
         lab.create_tenants(&["fresh"])?;
         early.join().map_err(|_| LabError::ThreadGone("ADD".into()))?
     })?;
@@ -130,7 +130,7 @@ fn d5_a_leader_that_lost_its_lease_writes_nothing(lab: &Lab) -> Result<(), LabEr
         let value = lab.etcd().get_json(&ledger).unwrap_or_default();
         if value["netId"] == net_id { Ok(()) } else { Err(value.to_string()) }
     };
-    wait::until_or("the second controller leading", Duration::from_secs(15), || is(0))?;
+    wait::until_or("the second controller leading", Duration::from_mins(1), || is(0))?;
     lab.bulkhead("tenant isolate lease")?;
     let settled = lab.etcd().get(&ledger)?;
     freeze(false)?;
@@ -145,7 +145,7 @@ fn d5_a_leader_that_lost_its_lease_writes_nothing(lab: &Lab) -> Result<(), LabEr
         promised(vni.is_some() && vnis.insert(vni), || format!("{key} has VNI {vni:?}, as another has"))?;
     }
     lab.controllers().kill(1)?;
-    wait::until("the first controller leading again", Duration::from_secs(15), || {
+    wait::until("the first controller leading again", Duration::from_mins(1), || {
         lab.bulkhead("tenant global lease").ok()
     })
     .map(drop)

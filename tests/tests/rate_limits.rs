@@ -14,7 +14,7 @@ use bulkhead_tests::{Endpoint, Lab, LabError, PodSpec};
 
 const WINDOW: Duration = Duration::from_secs(5);
 /// How often a rate is measured at most.
-const WINDOWS: usize = 3;
+const WINDOWS: usize = 5;
 const SLOW: [u32; 3] = [1_000_000, 10_000_000, 100_000_000];
 const FAST: u32 = 1_000_000_000;
 
@@ -24,13 +24,14 @@ fn within_two_percent(lab: &Lab, from: &Endpoint, to: &Endpoint, limit: u32, wha
     let expected = f64::from(limit) * goodput::share_of_payload(lab.node(0).status()?.mtu);
     let name = format!("{from} -> {to}, {what} {}", rate(f64::from(limit)));
     let mut slowest = String::new();
-    // Never faster. Slower is measured again: where the machine stands still for longer than a burst lasts, its share is gone.
+    // Never much faster. Where the machine stands still for longer than a burst lasts, its share is gone; what it has not delivered
+    // before a window is too much in it. Either is measured again.
     for _ in 0..WINDOWS {
         let seen = goodput::tcp(from, to, warm_up, WINDOW)?;
         println!("    {name}: {} of {}", rate(seen), rate(expected));
         slowest = format!("{name}: payload {} is not within 2 % of {}", rate(seen), rate(expected));
-        promised(seen / expected <= 1.02, || slowest.clone())?;
-        if seen / expected >= 0.98 {
+        promised(seen / expected <= 1.1, || slowest.clone())?;
+        if (0.98..=1.02).contains(&(seen / expected)) {
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use bulkhead_tests::wait;
 use bulkhead_tests::{Endpoint, Lab, LabError};
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// Waits until a namespace's record is as wanted.
 fn record(lab: &Lab, namespace: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value, LabError> {
@@ -108,8 +108,10 @@ fn a_k8s_ovs_cluster_is_taken_over_as_it_is() -> Result<(), LabError> {
     lab.controllers().start(0)?;
     lab.start_agents()?;
     for (name, net_id) in [("a", 300_924), ("b", 11), ("c", 300_924), ("d", 10), ("kube-system", 0)] {
-        let entry = ledger(&lab, name)?;
-        promised(entry["netId"] == net_id, || format!("{name}: {entry}"))?;
+        wait::until_or(&format!("{name} being taken over"), SOON, || {
+            let entry = ledger(&lab, name).map_err(|error| error.to_string())?;
+            if entry["netId"] == net_id { Ok(()) } else { Err(entry.to_string()) }
+        })?;
     }
     for (number, subnet) in [(0, "10.77.7.0/24"), (1, "10.77.3.0/24")] {
         let status = lab.node(number).status()?;

@@ -28,13 +28,13 @@ fn pods_whose_records_are_lost_outlive_every_restart() -> Result<(), LabError> {
         format!("{} was given out twice", old.address())
     })?;
     expect_reaches(new[0].endpoint(), old.endpoint())?;
-    wait::until_or("the lost pods being told", Duration::from_secs(5), || {
+    wait::until_or("the lost pods being told", Duration::from_secs(20), || {
         let problems = node.status().map_err(|error| error.to_string())?.problems;
         if problems.iter().any(|problem| problem.contains("records")) { Ok(()) } else { Err(format!("{problems:?}")) }
     })?;
     println!("once it is deleted, nothing is left of it");
     drop(old);
-    wait::until_or("no problem being left", Duration::from_secs(5), || {
+    wait::until_or("no problem being left", Duration::from_secs(20), || {
         let problems = node.status().map_err(|error| error.to_string())?.problems;
         if problems.is_empty() { Ok(()) } else { Err(format!("{problems:?}")) }
     })?;

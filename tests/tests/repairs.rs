@@ -8,7 +8,7 @@ use bulkhead_tests::probe::{Proto, await_reaches, expect_reaches, expect_silence
 use bulkhead_tests::wait;
 use bulkhead_tests::{Lab, LabError};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_resync_repairs_what_others_broke() -> Result<(), LabError> {

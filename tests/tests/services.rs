@@ -2,14 +2,13 @@
 //! its own VNI whatever NAT it passes; the overlay's own packets are caught by no rule.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use bulkhead_tests::error::{Tally, promised};
 use bulkhead_tests::flow::TcpFlow;
 use bulkhead_tests::matrix::expect_large;
 use bulkhead_tests::probe::{PATIENCE, Proto, SILENCE, expect_reaches, reaches_with, seen_as};
 use bulkhead_tests::service::{self, Service};
-use bulkhead_tests::{Endpoint, Lab, LabError};
+use bulkhead_tests::{Endpoint, Lab, LabError, wait};
 
 const PORT: u16 = 80;
 const WITH_PORTS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
@@ -115,7 +114,11 @@ fn services_work_and_launder_nobody() -> Result<(), LabError> {
     println!("an established connection through a service lives as long as its pods");
     let flow = TcpFlow::start_at(client, vip(2), PORT)?;
     works(client, vip(1), PORT, 32)?;
-    std::thread::sleep(Duration::from_millis(500));
+    let before = flow.echoed();
+    wait::until_or("the connection going on", PATIENCE, || match flow.echoed() {
+        now if now > before + (1 << 20) => Ok(()),
+        now => Err(format!("{} bytes", now - before)),
+    })?;
     let progress = flow.stop();
     promised(progress.broken.is_none() && progress.bytes > 0, || progress.to_string())?;
     failures.settle()

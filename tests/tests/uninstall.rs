@@ -44,7 +44,7 @@ fn an_uninstall_leaves_nothing_on_the_node() -> Result<(), LabError> {
         promised(done, || format!("it failed: {said}"))?;
     }
     let difference = before.difference(&Holdings::of(node)?);
-    // The lab keeps it.
+    // The lab keeps it. All else an uninstall that has ended has taken away.
     let difference: Vec<&str> = difference.lines().filter(|line| !line.ends_with("files: agent.log")).collect();
     promised(difference.is_empty(), || difference.join("\n"))?;
     let tables = node.netns().exec("nft", &["list", "tables"], &[])?;

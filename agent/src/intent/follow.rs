@@ -35,12 +35,11 @@ pub struct Follower {
     pub store: Store,
     /// The prefix of all keys.
     pub prefix: String,
-    /// This node's underlay address.
-    pub node_ip: IpAddr,
     /// This node's name.
     pub node: NodeName,
-    /// Whether this machine asks for its own subnet: an external machine, or a node without Kubernetes.
-    pub register: bool,
+    /// The underlay address under which this machine asks for its own subnet: an external machine, or a node without
+    /// Kubernetes. None if it does not ask.
+    pub register: Option<IpAddr>,
     /// Where the intent goes.
     pub shared: Arc<Shared>,
     /// Where a hold is kept across a restart; none for nowhere.
@@ -116,7 +115,9 @@ impl Follower {
                     Ok(config) => return Ok(config.name().clone()),
                     Err(problem) => problem,
                 },
-                Said::Absent => format!("there is no cluster config at {key}; make one with `bulkhead config init`"),
+                Said::Absent => format!(
+                    "there is no cluster config at {key} yet; in Kubernetes the controller writes it, elsewhere `bulkhead config init`"
+                ),
                 Said::Nothing => continue,
             };
             tracing::warn!("{problem}");

@@ -19,9 +19,8 @@ fn follower(store: Store) -> (Follower, Arc<Shared>) {
     let follower = Follower {
         store,
         prefix: "/p".into(),
-        node_ip: "10.0.0.1".parse().unwrap(),
         node: NodeName::new("n1").unwrap(),
-        register: true,
+        register: Some("10.0.0.1".parse().unwrap()),
         shared: Arc::clone(&shared),
         cache: None,
     };
@@ -36,6 +35,21 @@ async fn eventually(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Where the node asks for its subnet.
+const ASKED: &str = "/p/c/subnets/10.0.0.1";
+
+/// The entry at a key, once there is one.
+async fn written(store: &Store, key: &str) -> Entry {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(entry) = store.get(key).await.unwrap() {
+            return entry;
+        }
+        assert!(Instant::now() < deadline, "nobody wrote {key}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_node_waits_for_the_config_asks_for_its_subnet_and_follows_the_ledger() {
     let twin = Twin::new();
@@ -46,12 +60,7 @@ async fn a_node_waits_for_the_config_asks_for_its_subnet_and_follows_the_ledger(
     let config = r#"{"Name":"c","Network":"10.77.0.0/16","HostSubnetLength":8}"#;
     store.commit(Txn::new().put("/p/config", config)).await.unwrap().done().unwrap();
     eventually(|| shared.read(|intent, _| intent.name.is_some())).await;
-    let record = loop {
-        if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
-            break SubnetRecord::parse(&value).unwrap();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    let record = SubnetRecord::parse(&written(&store, ASKED).await.value).unwrap();
     assert!(record.assign && record.host == "n1");
     let txn = Txn::new()
         .put("/p/c/bulkhead/ledger/cluster", CLUSTER)
@@ -74,11 +83,7 @@ async fn a_write_that_etcd_did_not_take_is_tried_again() {
     eventually(|| shared.read(|intent, _| intent.revision > 0)).await;
     // The watch goes on: no list will come by itself.
     faults.fail_writes(WriteFault::None);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while store.get("/p/c/subnets/10.0.0.1").await.unwrap().is_none() {
-        assert!(Instant::now() < deadline, "it never asked again");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    written(&store, ASKED).await;
 }
 
 #[tokio::test]
@@ -154,12 +159,7 @@ async fn after_a_restore_a_node_asks_for_the_subnet_it_had() {
     assert_eq!(shared.read(|intent, _| intent.nodes.len()), 1, "the last state stays");
     let raised = CLUSTER.replace("\"epoch\":1", "\"epoch\":2");
     store.commit(Txn::new().put("/p/c/bulkhead/ledger/cluster", raised)).await.unwrap().done().unwrap();
-    let record = loop {
-        if let Some(Entry { value, .. }) = store.get("/p/c/subnets/10.0.0.1").await.unwrap() {
-            break SubnetRecord::parse(&value).unwrap();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    let record = SubnetRecord::parse(&written(&store, ASKED).await.value).unwrap();
     assert_eq!((record.subnet.as_str(), record.assign), ("10.77.5.0/24", true));
 }
 
@@ -218,6 +218,7 @@ async fn a_restore_is_held_off_though_the_revision_passes_the_one_seen_and_agent
     put(&store, &[(key, CLUSTER)]).await;
     twin.cut_watches();
     put(&store, &[("/p/config", CONFIG), (key, CLUSTER), (a, r#"{"vni":10,"netId":0}"#)]).await;
+    // Nothing tells that it has looked and stays as it is: a while has to do.
     tokio::time::timeout(Duration::from_millis(300), eventually(|| !is_held(&shared))).await.unwrap_err();
     assert_eq!(namespaces(&shared), 2, "the last state stays");
     put(&store, &[(key, &cluster(2))]).await;
@@ -241,6 +242,7 @@ async fn a_list_that_failed_is_tried_again() {
     faults.fail_reads(true);
     put(&store, &[(key, CLUSTER)]).await;
     put(&store, &[(&*format!("{LEDGER}/namespaces/a"), r#"{"vni":10,"netId":10}"#)]).await;
+    // Nothing tells that it has looked and stays as it is: a while has to do.
     tokio::time::timeout(Duration::from_millis(200), eventually(|| !is_held(&shared))).await.unwrap_err();
     faults.fail_reads(false);
     eventually(|| !is_held(&shared) && namespaces(&shared) == 1).await;
@@ -250,26 +252,24 @@ async fn a_list_that_failed_is_tried_again() {
 async fn a_node_that_was_removed_says_so_and_does_not_ask_again() {
     let twin = Twin::new();
     let store = twin.store();
-    let (record, node) = ("/p/c/subnets/10.0.0.1", &*format!("{LEDGER}/nodes/10.0.0.1"));
+    let node = &*format!("{LEDGER}/nodes/10.0.0.1");
     put(&store, &[("/p/config", CONFIG), (&*format!("{LEDGER}/cluster"), CLUSTER)]).await;
     let (follower, shared) = follower(twin.store());
     tokio::spawn(follower.run());
-    while store.get(record).await.unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    written(&store, ASKED).await;
     let removed = || shared.read(|_, connection| connection.removed.is_some());
     assert!(!removed(), "asked and not answered yet");
     let entry = r#"{"host":"n1","addresses":["10.0.0.1"],"subnets":["10.77.5.0/24"]}"#;
     put(&store, &[(node, entry)]).await;
     eventually(|| shared.read(|intent, _| intent.nodes.len() == 1)).await;
-    store.commit(Txn::new().delete(node).delete(record)).await.unwrap().done().unwrap();
+    store.commit(Txn::new().delete(node).delete(ASKED)).await.unwrap().done().unwrap();
     eventually(removed).await;
     for (hiccup, name) in ["x", "y"].into_iter().enumerate() {
         twin.cut_watches();
         put(&store, &[(&*format!("{LEDGER}/namespaces/{name}"), r#"{"vni":10,"netId":10}"#)]).await;
         eventually(|| namespaces(&shared) == hiccup + 1).await;
     }
-    assert_eq!(store.get(record).await.unwrap(), None, "the removal stands");
+    assert_eq!(store.get(ASKED).await.unwrap(), None, "the removal stands");
     assert!(removed());
     put(&store, &[(node, entry)]).await;
     eventually(|| !removed()).await;

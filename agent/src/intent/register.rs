@@ -1,6 +1,8 @@
 //! This machine's place among the nodes: asked for at start and when a restore may have lost it, never after somebody took it
 //! away.
 
+use std::net::IpAddr;
+
 use bulkhead_core::Keys;
 use bulkhead_core::network::NodeSubnets;
 use bulkhead_core::record::{Record, SubnetRecord};
@@ -33,20 +35,22 @@ pub(super) struct Registration<'a> {
     retry: Retry,
 }
 
+/// What the intent has at an address.
+fn held(follower: &Follower, ip: IpAddr) -> Option<NodeSubnets> {
+    follower.shared.read(|intent, _| intent.nodes.get(&ip).map(|node| node.subnets))
+}
+
 impl<'a> Registration<'a> {
     /// At the agent's start.
     pub fn new(follower: &'a Follower, keys: &'a Keys) -> Self {
-        let own = follower.shared.read(|intent, _| intent.nodes.get(&follower.node_ip).map(|node| node.subnets));
+        let own = follower.register.and_then(|ip| held(follower, ip));
         Self { follower, keys, seat: Seat::Wanted, own, retry: Retry::default() }
     }
 
     /// A state was followed; `released`: one that etcd's restore may lie behind.
     pub fn followed(&mut self, released: bool) {
-        if !self.follower.register {
-            return;
-        }
-        let ip = self.follower.node_ip;
-        let held = self.follower.shared.read(|intent, _| intent.nodes.get(&ip).map(|node| node.subnets));
+        let Some(ip) = self.follower.register else { return };
+        let held = held(self.follower, ip);
         self.own = held.or(self.own);
         let seat = match (self.seat, held) {
             (_, Some(_)) => Seat::Taken,
@@ -74,8 +78,9 @@ impl<'a> Registration<'a> {
 
     /// Writes the record by which a machine asks for its subnet; what etcd does not take is asked again.
     pub async fn ask(&mut self) {
-        let key = self.keys.subnet(self.follower.node_ip);
-        let mut record = SubnetRecord::asking(self.follower.node.as_str(), self.follower.node_ip);
+        let Some(ip) = self.follower.register else { return };
+        let key = self.keys.subnet(ip);
+        let mut record = SubnetRecord::asking(self.follower.node.as_str(), ip);
         let named: Vec<String> = self.own.iter().flat_map(NodeSubnets::iter).map(|subnet| subnet.to_string()).collect();
         record.subnet = named.join(",");
         let txn = Txn::new().when(Compare::absent(&key)).put(&key, record.to_json());

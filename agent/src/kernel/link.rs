@@ -1,12 +1,13 @@
 //! Network devices: state, MTU, group, GSO size, deletion one by one or many at once, and reading them back.
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 
 use super::error::KernelError;
 use super::interface_name::InterfaceName;
 use super::mac::Mac;
+use super::nla::Nla;
 use super::op::Op;
 use super::reply::{Attributes, Reply, u32_at};
 use super::socket::Netlink;
@@ -33,8 +34,6 @@ const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 const AF_INET: u16 = 2;
-/// `NLA_F_NESTED`.
-const NESTED: u16 = 1 << 15;
 /// `IFF_*` of `linux/if.h`.
 const IFF_UP: u32 = 1 << 0;
 const IFF_LOOPBACK: u32 = 1 << 3;
@@ -136,14 +135,12 @@ impl Op<'_> {
 
     /// Sets one of a device's IPv4 settings (`/proc/sys/net/ipv4/conf/<device>/`), without a file system that may be read-only.
     pub fn link_set_inet(index: u32, setting: InetSetting, value: u32) -> Self {
-        let nest = |kind: u16, inner: &[u8]| {
-            let length = u16::try_from(inner.len() + 4).unwrap_or(u16::MAX);
-            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), inner].concat()
-        };
-        let value_of = nest(setting as u16, &value.to_ne_bytes());
-        let inet = nest(AF_INET | NESTED, &nest(IFLA_INET_CONF | NESTED, &value_of));
+        let values = Nla::default().ne32(setting as u16, value);
+        // Not `AfSpecInet`: that leaves out what is 0.
+        let inet = Nla::default().nest(AF_INET, &Nla::default().nest(IFLA_INET_CONF, &values));
         let operation = format!("set {setting:?} of link {index} to {value}");
-        set(operation, index, LinkAttribute::Other(DefaultNla::new(IFLA_AF_SPEC | NESTED, inet)))
+        let attribute = DefaultNla::new(IFLA_AF_SPEC | NLA_F_NESTED, inet.bytes().to_vec());
+        set(operation, index, LinkAttribute::Other(attribute))
     }
 
     /// Puts a device into a group.

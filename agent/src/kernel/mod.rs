@@ -16,6 +16,7 @@ mod neighbour;
 mod netns;
 mod next_hop;
 pub mod nftables;
+mod nla;
 mod op;
 mod qdisc;
 mod reply;

@@ -29,6 +29,11 @@ pub use pods::{ApiPod, ApiPods, Wanted};
 
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Seconds after which the watch is asked anew where it stood. A connection that died without a word, as one to an API
+/// server that lost its power, is noticed as late. Thousands of nodes ask, so it is longer than the controller's.
+const LONGEST: u32 = 60;
+/// How long an answer, or the next byte of one, is waited for.
+const SILENCE: Duration = Duration::from_secs(75);
 /// How often an Event is tried: for some minutes, as a node that boots reaches the API server late.
 const TRIES: u32 = 10;
 /// The longest pause between two of these, in seconds.
@@ -66,6 +71,8 @@ pub async fn client(access: &ApiAccess) -> Result<Client, KubernetesError> {
         }
     };
     config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     Ok(Client::try_from(config)?)
 }
 
@@ -79,7 +86,7 @@ pub async fn run(client: Client, node: &NodeName, pods: &Arc<ApiPods>, shared: &
 async fn follow(client: Client, node: &NodeName, pods: &ApiPods, shared: &Shared) {
     let api: Api<PartialObjectMeta<Pod>> = Api::all(client);
     // The list may come from the API server's cache: it is the watch behind it that counts.
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}")).any_semantic();
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}")).any_semantic().timeout(LONGEST);
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
         let changed = match event {

@@ -7,5 +7,8 @@ pub mod cni_versions;
 pub mod firewall;
 pub mod host_firewall;
 pub mod overlay;
+mod own_address;
 pub mod routes;
 pub mod underlay;
+
+pub use own_address::{local_addresses, own_address};

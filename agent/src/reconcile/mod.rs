@@ -26,7 +26,7 @@ use crate::preflight::Obstacle;
 
 pub use start::StartError;
 pub use tenants::apply_namespaces;
-pub use turn::run;
+pub use turn::{Moved, run};
 
 /// The agent's parts, as its threads share them.
 pub struct Agent {
@@ -53,6 +53,10 @@ pub struct Agent {
     beat: AtomicU64,
 }
 
+/// The part that sees to other firewalls.
+const FIREWALL: &str = "host's firewall";
+/// The reason of an Event of a node that works, but not as it should.
+const DOUBTFUL: &str = "NodeDoubtful";
 /// How many repairs are remembered for `bulkhead agent status`.
 const REMEMBERED: usize = 20;
 
@@ -105,12 +109,24 @@ impl Agent {
 
     /// Says what is not as it should be on a node that works all the same: in the log and by an Event when it is new.
     fn doubt(&self, obstacles: &[Obstacle]) {
-        let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
-        let before = locked(&self.notes).insert("node", texts.clone()).unwrap_or_default();
-        for text in texts.into_iter().filter(|text| !before.contains(text)) {
+        for text in self.new_in("node", obstacles.iter().map(ToString::to_string).collect()) {
             tracing::warn!("the node works, but would not be taken up anew: {text}");
-            self.api.complaints.push(Complaint::Node { reason: "NodeDoubtful", text });
+            self.api.complaints.push(Complaint::Node { reason: DOUBTFUL, text });
         }
+    }
+
+    /// The same of the host's firewall.
+    fn doubt_firewall(&self, wrong: Vec<String>) {
+        for text in self.new_in(FIREWALL, wrong) {
+            tracing::warn!("{text}");
+            self.api.complaints.push(Complaint::Node { reason: DOUBTFUL, text });
+        }
+    }
+
+    /// As [`Self::note`]; returns what was not said before.
+    fn new_in(&self, part: &'static str, wrong: Vec<String>) -> Vec<String> {
+        let before = locked(&self.notes).insert(part, wrong.clone()).unwrap_or_default();
+        wrong.into_iter().filter(|text| !before.contains(text)).collect()
     }
 
     fn beat(&self) {

@@ -1,7 +1,7 @@
 //! From an intent with a subnet of ours to a node at work. Run again after a crash or an upgrade it changes nothing that
 //! works: maps are adopted and brought in line before any program is replaced.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use bulkhead_core::NodeName;
 use bulkhead_core::network::overlap;
@@ -19,6 +19,7 @@ use crate::node::firewall::{Firewall, FirewallError};
 use crate::node::overlay::{self, Overlay, OverlayError};
 use crate::node::routes::{RouteError, Routes};
 use crate::node::underlay::{self, UnderlayError};
+use crate::node::{local_addresses, own_address};
 use crate::pods::{RecordError, Records, Remover};
 use crate::preflight::{self, Obstacle};
 
@@ -34,6 +35,12 @@ pub enum StartError {
     /// The ledger has no subnet for this node.
     #[error("this node ({0}) has no subnet yet{1}")]
     NoSubnet(IpAddr, String),
+    /// It has none for its name, and no address is given to look at.
+    #[error(
+        "the ledger has no subnet for the node {0} at an IPv4 address of this machine; does its Node have an InternalIP of IPv4 \
+         inside the controller's --node-networks?"
+    )]
+    Unplaced(NodeName),
     /// Another machine has this one's address.
     #[error(
         "the address {ip} is registered by the node {host}; give this machine its own address, or `bulkhead node remove {ip}`, or start with --node-name {host}"
@@ -81,7 +88,7 @@ pub enum StartError {
 impl StartError {
     /// Nothing is wrong with the node: it waits for others.
     pub(super) fn is_waiting(&self) -> bool {
-        matches!(self, Self::NoCluster | Self::NoSubnet(..))
+        matches!(self, Self::NoCluster | Self::NoSubnet(..) | Self::Unplaced(_))
     }
 
     /// What is wrong, one by one.
@@ -93,17 +100,22 @@ impl StartError {
     }
 }
 
-/// What the intent says of this node.
+/// What the intent says of this node, whose address is `node_ip`.
 fn geometry(
     config: &Config,
+    node_ip: Option<Ipv4Addr>,
     intent: &Intent,
     mtu: u32,
 ) -> Result<(Geometry, bulkhead_core::cluster::Networks), StartError> {
-    let own = IpAddr::V4(config.node_ip);
     let cluster = intent.cluster.as_ref().ok_or(StartError::NoCluster)?;
     let networks = &cluster.networks;
-    let ask =
-        if config.register { "; it has asked for one" } else { "; start the agent with --register to ask for one" };
+    let node_ip = node_ip.ok_or_else(|| StartError::Unplaced(config.node.clone()))?;
+    let own = IpAddr::V4(node_ip);
+    let ask = if config.register.is_some() {
+        "; it has asked for one"
+    } else {
+        "; in Kubernetes the controller gives it one, elsewhere start the agent with --register"
+    };
     let node = intent.nodes.get(&own).ok_or_else(|| StartError::NoSubnet(own, ask.to_owned()))?;
     if node.host != config.node {
         // Two machines that hand out the addresses of one subnet.
@@ -116,13 +128,13 @@ fn geometry(
     let ipnetwork::IpNetwork::V4(network) = pool.network() else { return Err(StartError::NoCluster) };
     let local_block = networks.block_of(node.subnets)?;
     let (host_bits, blocks) = (pool.host_bits(), pool.blocks());
-    let (node_ip, vxlan_port) = (config.node_ip, config.vxlan_port);
+    let vxlan_port = config.vxlan_port;
     Ok((Geometry { network, host_bits, blocks, local_block, node_ip, vxlan_port, mtu }, networks.clone()))
 }
 
 pub(super) fn overlay_of(config: &Config, live: &Live) -> Overlay {
     let (port, mtu) = (config.vxlan_port, live.geometry.mtu);
-    Overlay { port, mtu, node_ip: config.node_ip, gateway: live.gateway() }
+    Overlay { port, mtu, node_ip: live.geometry.node_ip, gateway: live.gateway() }
 }
 
 pub(super) fn routes_of(live: &Live) -> Routes {
@@ -143,11 +155,12 @@ pub(super) fn start(agent: &Agent) -> Result<Live, StartError> {
     let intent = agent.shared.read(|intent, _| intent.clone());
     let mut host = Netlink::here()?;
     // Without a subnet, or with something in the way, nothing is made: a node that waits looks as it did before.
-    let placed = geometry(config, &intent, 0);
+    let own = own_address(&config.node, config.node_ip, &intent, || local_addresses(&mut host))?;
+    let placed = geometry(config, own, &intent, 0);
     fit(agent, placed.as_ref().ok().map(|(geometry, _)| geometry.network), &mut host)?;
-    placed?;
-    let (mtu, _) = overlay::pod_mtu(&mut host, config.node_ip, config.mtu)?;
-    let (geometry, networks) = geometry(config, &intent, mtu)?;
+    let (placed, _) = placed?;
+    let (mtu, _) = overlay::pod_mtu(&mut host, placed.node_ip, config.mtu)?;
+    let (geometry, networks) = geometry(config, own, &intent, mtu)?;
     let records = Records::open(&config.run_dir, geometry.host_bits, config.address_rest)?;
     let datapath = Datapath::load(&config.bpf_dir, &geometry)?;
     let live = Live::new(geometry, networks, 0, datapath, (records, Remover::start().map_err(StartError::Thread)?));
@@ -237,9 +250,10 @@ mod tests {
         let cluster =
             br#"{"epoch":1,"network":["10.77.0.0/16"],"hostSubnetLength":8,"serviceNetwork":[],"mode":"multitenant"}"#;
         let entry = format!(r#"{{"host":"{host}","addresses":["10.0.0.1"],"subnets":["10.77.5.0/24"]}}"#);
-        let nodes = [(config.node_ip.into(), ledger::parse(entry.as_bytes()).unwrap())].into();
+        let own = config.node_ip.unwrap();
+        let nodes = [(own.into(), ledger::parse(entry.as_bytes()).unwrap())].into();
         let intent = Intent { cluster: Some(ledger::parse(cluster).unwrap()), nodes, ..Intent::default() };
-        geometry(&config, &intent, 1450).map(|(geometry, _)| geometry.local_block)
+        geometry(&config, Some(own), &intent, 1450).map(|(geometry, _)| geometry.local_block)
     }
 
     #[test]

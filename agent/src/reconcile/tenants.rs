@@ -38,7 +38,26 @@ fn orphans(records: &[Record], intent: &Intent) -> Vec<Record> {
     stray.into_iter().cloned().collect()
 }
 
-/// The same for a person; none if there are no such pods.
+/// The pods of namespaces that were made anew under their names, for a person: attached before this node knew of it, they
+/// have the former one's VNI, which is nobody's.
+pub(super) fn outlived(records: &[Record], intent: &Intent) -> Option<String> {
+    let given: BTreeSet<u32> = intent.namespaces.values().map(|tenant| tenant.vni.get()).collect();
+    let own = |record: &Record| intent.namespaces.get(&record.namespace).map(|tenant| tenant.vni.get());
+    let anew = records.iter().filter(|record| own(record).is_some_and(|vni| vni != record.vni));
+    let names: Vec<String> = anew
+        .filter(|record| !given.contains(&record.vni))
+        .map(|record| format!("{}/{}", record.namespace, record.pod))
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the namespaces of these pods were made anew since they were attached; they reach global namespaces and nodes only; \
+             delete them: {}",
+            names.join(", ")
+        )
+    })
+}
+
+/// The pods whose VNI is another namespace's, for a person; none if there are no such pods.
 pub(super) fn orphaned(records: &[Record], intent: &Intent) -> Option<String> {
     let names: Vec<String> =
         orphans(records, intent).iter().map(|record| format!("{}/{}", record.namespace, record.pod)).collect();
@@ -200,6 +219,31 @@ mod tests {
     }
 
     const SELF: (&str, &str, &str) = ("10.0.0.1", r#"["10.0.0.1"]"#, "10.77.1.0/24");
+
+    #[test]
+    fn pods_whose_namespace_was_made_anew_or_whose_vni_is_anothers_are_named() {
+        let record = |pod: &str, namespace: &str, vni: u32| -> Record {
+            let json = serde_json::json!({
+                "id": format!("{pod}@eth0"), "pod": pod, "namespace": namespace, "vni": vni, "netns": "/n", "host": 2,
+                "addresses": ["10.77.1.2"], "ifindex": 5, "mtu": 1450, "stage": "attached",
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        let records =
+            [record("well", "a", 10), record("old", "b", 11), record("stray", "c", 10), record("last", "gone", 12)];
+        let tenant = |vni: u32| ledger::parse(format!(r#"{{"vni":{vni},"netId":{vni}}}"#).as_bytes()).unwrap();
+        let namespaces = [("a", 10), ("b", 20), ("c", 21)];
+        let namespaces = namespaces.map(|(name, vni)| (Namespace::new(name).unwrap(), tenant(vni)));
+        let intent = Intent { namespaces: namespaces.into(), ..Intent::default() };
+        let ends = |text: Option<String>| text.unwrap().rsplit(": ").next().unwrap().to_owned();
+        assert_eq!(
+            ends(outlived(&records, &intent)),
+            "b/old",
+            "a namespace that is gone lets its pods end by themselves"
+        );
+        assert_eq!(ends(orphaned(&records, &intent)), "c/stray");
+        assert_eq!(outlived(&records[..1], &intent), None);
+    }
 
     #[test]
     fn each_node_has_its_subnet_and_all_of_its_addresses() {

@@ -1,30 +1,45 @@
 //! The reconciler's loop.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
+
 use super::gone::Missing;
 use super::pace::{Pace, Scope};
-use super::{Agent, apply_namespaces, limits, pods, start, tenants};
+use super::{Agent, FIREWALL, apply_namespaces, limits, pods, start, tenants};
 use crate::datapath::abi::{Port, StateValue};
+use crate::intent::Intent;
 use crate::kernel::Netlink;
 use crate::kubernetes::Complaint;
 use crate::live::{Live, locked};
 use crate::node::cni_conf::Chained;
-use crate::node::firewall::FirewallError;
 use crate::node::host_firewall::HostFirewall;
 use crate::node::overlay;
-use crate::node::{cni_conf, underlay};
+use crate::node::{cni_conf, local_addresses, own_address, underlay};
 use crate::preflight;
 use crate::server;
 
 /// The longest time without a look at drop events.
 const EVENTS: Duration = Duration::from_secs(1);
 
-/// Works until the process ends. `ready` is called once, when the node takes pods.
-pub fn run(agent: &Agent, ready: impl FnOnce()) {
+/// The ledger has this node at another address of its own than the one that its programs and devices were made for.
+#[derive(Debug, Error)]
+#[error(
+    "this node's address is {now} now, no more {before}: the agent must be started anew, which costs no packet of its pods"
+)]
+pub struct Moved {
+    /// The address that it worked with.
+    before: Ipv4Addr,
+    /// The one that the ledger has.
+    now: Ipv4Addr,
+}
+
+/// Works until the process ends, or the node's address is another one. `ready` is called once, when the node takes pods.
+pub fn run(agent: &Agent, ready: impl FnOnce()) -> Option<Moved> {
     take_up(agent);
-    let Some(live) = agent.live.get() else { return };
+    let live = agent.live.get()?;
     ready();
     let mut seen = 0;
     let mut kept = Kept::default();
@@ -38,11 +53,26 @@ pub fn run(agent: &Agent, ready: impl FnOnce()) {
             *locked(&agent.problems) = outcome.problems;
             pace.made(scope, outcome.failed, Instant::now());
             seen = generation;
+            if let Some(moved) = moved(agent, live) {
+                return Some(moved);
+            }
         }
         for event in live.datapath.drops.take_events(100) {
             event.log();
         }
     }
+}
+
+/// Whether the ledger has this node at another of its addresses. A device may lose its address for a while; that alone
+/// changes nothing.
+fn moved(agent: &Agent, live: &Live) -> Option<Moved> {
+    let before = live.geometry.node_ip;
+    let is_there =
+        |intent: &Intent| intent.nodes.get(&before.into()).is_some_and(|node| node.host == agent.config.node);
+    let intent = agent.shared.read(|intent, _| (!is_there(intent)).then(|| intent.clone()))?;
+    let own = own_address(&agent.config.node, Some(before), &intent, || local_addresses(&mut Netlink::here()?));
+    let now = own.ok().flatten().filter(|now| *now != before)?;
+    Some(Moved { before, now })
 }
 
 /// What one turn leaves for the next.
@@ -170,12 +200,16 @@ fn turn(agent: &Agent, live: &Live, kept: &mut Kept, resync: bool) -> Outcome {
     problems.extend(nodes.unusable.iter().cloned());
     *applied = (!failed).then_some(nodes);
     if first || resync {
-        let passed = HostFirewall { network: live.geometry.network }.pass();
-        let failed = |error: FirewallError| format!("what of the host's firewall stops pods is not known: {error}");
-        agent.note(
-            "host's firewall",
-            passed.map(|done| agent.repaired(done)).map_err(failed).err().into_iter().collect(),
-        );
+        match (HostFirewall { network: live.geometry.network }).pass() {
+            Ok(looked) => {
+                agent.repaired(looked.changed);
+                agent.doubt_firewall(looked.passed_over);
+            }
+            Err(error) => {
+                let text = format!("what of the host's firewall stops pods is not known: {error}");
+                agent.note(FIREWALL, vec![text]);
+            }
+        }
     }
     problems.extend(standing(agent, live));
     Outcome { problems, failed }
@@ -247,8 +281,9 @@ fn standing(agent: &Agent, live: &Live) -> Vec<String> {
             problems.push(format!("this node has another subnet than when these pods were attached; delete them: {pods}"));
         }
         problems.extend(tenants::orphaned(&records, intent));
+        problems.extend(tenants::outlived(&records, intent));
         problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
-        let own = std::net::IpAddr::V4(agent.config.node_ip);
+        let own = std::net::IpAddr::V4(live.geometry.node_ip);
         match (&intent.cluster, intent.nodes.get(&own)) {
             (Some(_), Some(node)) if node.host != agent.config.node => problems.push(format!(
                 "the ledger gives this node's address {own} to the node {}: two machines with one address? `bulkhead node remove {own}`, \

@@ -36,10 +36,11 @@ fn pod(agent: &Agent, record: &Record) -> PodStatus {
 
 /// How the agent is.
 pub fn agent(agent: &Agent) -> AgentStatus {
+    let own = agent.live.get().map(|live| live.geometry.node_ip).or(agent.config.node_ip);
     let mut status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: agent.config.node.to_string(),
-        host_ip: agent.config.node_ip.to_string(),
+        host_ip: own.map(|ip| ip.to_string()).unwrap_or_default(),
         ready: agent.is_ready(),
         problems: agent.all_problems(),
         repairs: locked(&agent.repairs).iter().cloned().collect(),
@@ -62,7 +63,7 @@ pub fn agent(agent: &Agent) -> AgentStatus {
             None => "",
         };
         mode.clone_into(&mut status.mode);
-        if let Some(node) = intent.nodes.get(&std::net::IpAddr::V4(agent.config.node_ip)) {
+        if let Some(node) = own.and_then(|ip| intent.nodes.get(&std::net::IpAddr::V4(ip))) {
             status.subnets = node.subnets.iter().map(|subnet| subnet.to_string()).collect();
         }
         for problem in connection.problems() {

@@ -82,6 +82,11 @@ async fn only_a_members_data_is_removed() {
     std::fs::write(data.join("theirs"), "").unwrap();
     assert!(type_at(&store, &remove).await.refused().contains("no folder of the bundled etcd"));
     std::fs::remove_file(data.join("theirs")).unwrap();
+    std::fs::create_dir(data.join("data/member/snap")).unwrap();
+    let database = std::fs::File::create(data.join("data/member/snap/db")).unwrap();
+    database.lock().unwrap();
+    assert!(type_at(&store, &remove).await.refused().contains("an etcd runs on"));
+    database.unlock().unwrap();
     assert!(type_at(&store, &remove).await.ok().contains("is removed"));
     assert!(!data.exists());
 }

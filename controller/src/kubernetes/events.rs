@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::report::{LONGEST_WRITE, MANAGER};
+use super::reporter::{LONGEST_WRITE, MANAGER};
 use crate::plan::{Kind, Status};
 
 /// How often an Event is tried, with a wait that begins with the next and doubles: two minutes in all.

@@ -5,9 +5,10 @@
 
 pub mod absence;
 mod events;
-pub mod memory;
+mod memory;
 mod read;
 mod report;
+mod reporter;
 mod watch;
 
 use std::path::PathBuf;
@@ -18,7 +19,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
 
-pub use report::{AGAIN, PACE, Report, report};
+pub use report::Report;
+pub(crate) use reporter::MANAGER;
+pub use reporter::{AGAIN, PACE, report};
 pub use watch::{Following, follow};
 
 /// What is decided about Kubernetes when the controller starts.
@@ -56,9 +59,13 @@ pub enum ConnectError {
     Client(#[source] kube::Error),
 }
 
+/// How long an answer, or the next byte of one, is waited for: a server that lost its power or a cable sends nothing,
+/// not even an end. A watch is asked anew before that (`watch::LONGEST`).
+const SILENCE: Duration = Duration::from_secs(45);
+
 /// Makes the client; the API server need not answer yet.
 pub async fn client(options: &KubernetesOptions) -> Result<Client, ConnectError> {
-    let config = match &options.kubeconfig {
+    let mut config = match &options.kubeconfig {
         Some(path) => {
             let wrong = |source| ConnectError::Kubeconfig { path: path.clone(), source };
             let file = Kubeconfig::read_from(path).map_err(wrong)?;
@@ -66,5 +73,7 @@ pub async fn client(options: &KubernetesOptions) -> Result<Client, ConnectError>
         }
         None => Config::incluster().map_err(ConnectError::InCluster)?,
     };
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     Client::try_from(config).map_err(ConnectError::Client)
 }

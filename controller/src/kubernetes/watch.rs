@@ -20,12 +20,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::memory::{self, Memory};
-use super::{KubernetesOptions, read};
+use super::{KubernetesOptions, memory, read};
+use crate::memory::Memory;
 use crate::objects::{KUBE_SYSTEM, NamespaceObject, NodeObject, Objects};
 
 /// The shortest and longest wait before a broken watch is begun anew.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Seconds after which a watch is asked anew where it stood. A connection that died without a word is noticed as late
+/// (and 5 s later), so this bounds how long the leader is blind; kube's own choice is 290.
+pub(super) const LONGEST: u32 = 30;
 
 /// How long it is remembered that a Node left: the longest `--node-release-after`.
 const LONGEST_AWAY: Duration = Duration::from_hours(7 * 24);
@@ -63,17 +67,12 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
     let mut tasks = JoinSet::new();
 
     let to = Arc::clone(&shared);
-    tasks.spawn(reflect(
-        Api::<ApiNamespace>::all(client.clone()),
-        watcher::Config::default(),
-        read::namespace,
-        move |map| {
-            to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
-        },
-    ));
+    tasks.spawn(reflect(Api::<ApiNamespace>::all(client.clone()), asked(), read::namespace, move |map| {
+        to.update(|lists| lists.namespaces = Some(Arc::new(map.clone())));
+    }));
     let (to, networks) = (Arc::clone(&shared), options.node_networks.clone());
     let read_node = move |object| read::node(object, &networks);
-    tasks.spawn(reflect(Api::<Node>::all(client.clone()), watcher::Config::default(), read_node, move |map| {
+    tasks.spawn(reflect(Api::<Node>::all(client.clone()), asked(), read_node, move |map| {
         to.update(|lists| {
             lists.away = away(&lists.away, lists.nodes.as_deref(), map, Instant::now());
             lists.nodes = Some(Arc::new(map.clone()));
@@ -85,7 +84,7 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
         to.update(|lists| (lists.memory, lists.recalled) = (memory, true));
     });
     let pods = Api::<Pod>::namespaced(client.clone(), &options.agent_namespace);
-    let selected = watcher::Config::default().labels(&options.agent_selector);
+    let selected = asked().labels(&options.agent_selector);
     tasks.spawn(reflect(pods, selected, read::agent, move |map| {
         let mut ready = BTreeMap::new();
         for (node, is_ready) in map.values() {
@@ -94,6 +93,10 @@ pub fn follow(client: &Client, options: &KubernetesOptions) -> Following {
         shared.update(|lists| lists.agents = Some(Arc::new(ready)));
     }));
     Following { objects, _tasks: tasks }
+}
+
+fn asked() -> watcher::Config {
+    watcher::Config::default().timeout(LONGEST)
 }
 
 /// Since when Nodes that were there are not.

@@ -122,6 +122,9 @@ pub(super) fn step(state: &State) -> Option<Step> {
         (current, state.ledger.is_empty(), state.numbers.as_ref().map(|held| &held.value))
     {
         let mut numbers = numbers.clone().with_import(true);
+        if state.source.is_kubernetes() {
+            numbers.outlive_ledger();
+        }
         numbers.rise(u64::from(state.owed.is_some()));
         step.put(state.keys().numbers(), to_json(&numbers));
     }

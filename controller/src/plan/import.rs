@@ -2,7 +2,8 @@
 //!
 //! The numbers' key says that an import goes on from its first transaction to its last. So a leader that takes over in
 //! the middle goes on with it, and nothing else is planned before. Numbers that are absent beside a ledger were lost:
-//! the mark then begins a jump beyond the highest number that the ledger shows.
+//! the mark then begins a jump beyond the highest number that the ledger shows. With Kubernetes, what its namespaces show is
+//! all that is left of such a ledger: it waits until they were listed, and who lives keeps their VNI.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,7 @@ use bulkhead_core::{Namespace, NetId, Numbers};
 
 use super::Policy;
 use super::note::Note;
+use super::shown;
 use super::step::Step;
 use crate::source;
 use crate::state::State;
@@ -25,7 +27,10 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
     if state.ledger.len() != state.tenants.len() {
         return None;
     }
-    let mut reserved = BTreeSet::new();
+    let shown = shown::undisputed_vnis(state);
+    // Those are given to nobody else anyway; the disputed ones to nobody at all.
+    let owned: BTreeSet<u32> = shown.values().map(|vni| vni.get()).collect();
+    let mut reserved: BTreeSet<u32> = shown::all_vnis(state).into_values().filter(|n| !owned.contains(n)).collect();
     let asked: BTreeMap<Namespace, Option<i64>> = state
         .records
         .iter()
@@ -44,15 +49,15 @@ pub(super) fn step(state: &State, epoch: u64, policy: &Policy) -> Option<Step> {
     let (mut numbers, revision) = known.unwrap_or_else(|| {
         let mut numbers = Numbers::default();
         // A ledger that was lost with its numbers may have given out those of each epoch before.
-        numbers.rise(epoch.saturating_sub(1));
-        let shown = state.tenants.iter().map(|(_, tenant)| tenant.vni.get().max(tenant.net_id.get())).max();
-        if let Some(highest) = shown {
+        numbers.rise(epoch.saturating_sub(1).max((!shown.is_empty()).into()));
+        let highest = state.tenants.iter().map(|(_, tenant)| tenant.vni.get().max(tenant.net_id.get())).max();
+        if let Some(highest) = highest {
             numbers.pass(highest);
             numbers.rise(1);
         }
         (numbers, 0)
     });
-    tenants.resume_import(&asked, &reserved, &mut numbers);
+    tenants.resume_import(&asked, &shown, &reserved, &mut numbers);
 
     let keys = state.keys();
     let mut step = Step::default();

@@ -4,6 +4,8 @@
 //! tried again whenever the state changes. A death releases the numbers. A namespace that Kubernetes has is always born:
 //! what its record asks for in vain is noted there.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bulkhead_core::ledger::to_json;
 use bulkhead_core::record::{NetNamespaceRecord, Record};
 use bulkhead_core::{Namespace, NetId, Tenant, Vni};
@@ -76,9 +78,12 @@ pub(super) fn births(state: &State, policy: &Policy) -> Option<Step> {
     }
     let mut draft = Draft::new(state)?;
     let shown = shown::vnis(state, &draft.numbers);
+    // Nor is anybody given what another shows, while some of those have no entry.
+    let avoided = if draft.numbers.may_be_reborn() { shown::all_vnis(state) } else { BTreeMap::new() };
+    let avoided: BTreeSet<u32> = avoided.into_values().collect();
     let mut step = Step::default();
     for newborn in unborn {
-        let item = match birth(state, policy, &mut draft, &newborn, shown.get(newborn.name).copied()) {
+        let item = match birth(state, policy, &mut draft, &newborn, (shown.get(newborn.name).copied(), &avoided)) {
             Ok(item) => Some(item),
             Err(reason) => newborn.record.and_then(|held| refuse(state, newborn.name, held, &reason)),
         };
@@ -103,19 +108,26 @@ pub(super) fn strays(state: &State) -> Option<Step> {
 }
 
 /// The tenant that a namespace becomes, and why it is not what its record asks for. `shown` is the VNI that it had in a
-/// ledger that is lost.
+/// ledger that is lost, and those that nobody is given for another may have had them.
 fn conceive(
     policy: &Policy,
     draft: &mut Draft,
     newborn: &Unborn,
-    shown: Option<Vni>,
+    (shown, avoided): (Option<Vni>, &BTreeSet<u32>),
 ) -> Result<(Tenant, Option<String>), String> {
     let mut give = |wish: Wish, uid: Option<String>| {
         let own = shown.filter(|_| wish.net_id.is_none_or(NetId::is_global));
         if let Some(Ok(tenant)) = own.map(|vni| draft.tenants.rebirth(vni, wish.net_id.is_some(), uid.clone())) {
             return Ok(tenant);
         }
-        let tenant = draft.tenants.birth(wish.net_id, uid, &mut draft.numbers);
+        let fresh = wish.net_id.is_none_or(NetId::is_global);
+        let mut tenant = draft.tenants.birth(wish.net_id, uid.clone(), &mut draft.numbers);
+        for _ in avoided {
+            if !fresh || !tenant.as_ref().is_ok_and(|tenant| avoided.contains(&tenant.vni.get())) {
+                break;
+            }
+            tenant = draft.tenants.birth(wish.net_id, uid.clone(), &mut draft.numbers);
+        }
         tenant.map_err(|error| error.to_string())
     };
     let asked = newborn.record.map(|held| source::wish(newborn.name, &held.value, policy));
@@ -141,7 +153,7 @@ fn birth(
     policy: &Policy,
     draft: &mut Draft,
     newborn: &Unborn,
-    shown: Option<Vni>,
+    shown: (Option<Vni>, &BTreeSet<u32>),
 ) -> Result<Step, String> {
     let (tenant, bad) = conceive(policy, draft, newborn, shown)?;
     let namespace = newborn.name;

@@ -42,6 +42,8 @@ mod scenes;
 #[cfg(test)]
 mod seat_tests;
 #[cfg(test)]
+mod shown_model;
+#[cfg(test)]
 mod shown_tests;
 #[cfg(test)]
 mod status_tests;
@@ -91,7 +93,8 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
         return Some(step);
     }
     if restore::waits(state) {
-        return None;
+        let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
+        return nodes::waiting(state, &cluster.networks);
     }
     if let Some(step) =
         restore::step(state, policy).or_else(|| cluster::step(state)).or_else(|| restore::refusal(state))
@@ -100,6 +103,9 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     }
     // Without a readable ledger entry of the cluster nothing else can be right.
     let cluster = state.cluster.as_ref()?.value.as_ref().ok()?;
+    if import::is_due(state) && !is_listed(state) {
+        return nodes::waiting(state, &cluster.networks);
+    }
     if import::is_due(state) {
         return import::step(state, cluster.epoch, policy);
     }
@@ -110,9 +116,11 @@ pub fn next(state: &State, policy: &Policy) -> Option<Step> {
     lifecycle::deaths(state)
         .or_else(|| lifecycle::ties(state))
         .or_else(|| lifecycle::births(state, policy))
+        .or_else(|| restore::all_reborn(state))
         .or_else(|| lifecycle::strays(state))
         .or_else(|| seats::step(state, &cluster.networks))
         .or_else(|| nodes::releases(state, &cluster.networks))
+        .or_else(|| restore::settled(state))
         .or_else(|| nodes::admissions(state, &cluster.networks))
         .or_else(|| cluster::built(state))
         .or_else(|| declarations::step(state, &declared))

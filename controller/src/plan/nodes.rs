@@ -22,6 +22,11 @@ use super::shown;
 use super::step::Step;
 use crate::state::{Held, Mail, State};
 
+/// Answer to who names no subnet before Kubernetes was listed: its Nodes may show what a restored ledger does not have.
+const UNLISTED: &str = "no subnet yet: this controller has not been told by the API server which subnets the Nodes have; leave the record for when it is, or name a subnet that is free";
+/// Answer to who names no subnet behind a restore.
+const SETTLING: &str = "no subnet yet: etcd was restored, and for a minute machines that name the subnet they had come first; leave the record, or ask again in a minute";
+
 /// What a valid record asks for.
 #[derive(Clone)]
 pub(super) struct Ask {
@@ -100,12 +105,35 @@ pub(super) fn admissions(state: &State, networks: &Networks) -> Option<Step> {
             return step.some();
         }
     }
-    // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
-    if state.named_only {
-        later.clear();
-    }
+    let wait = must_wait(state);
     for (segment, held, ask) in later {
-        let item = attempt(state, &draft, &mut blocks, segment, held, &ask);
+        let item = match wait {
+            Some(reason) => refuse(state, segment, held, reason),
+            None => attempt(state, &draft, &mut blocks, segment, held, &ask),
+        };
+        if item.is_some_and(|item| !step.absorb(&item)) {
+            break;
+        }
+    }
+    step.some()
+}
+
+/// Why machines that name no subnet get none for now.
+fn must_wait(state: &State) -> Option<&'static str> {
+    if !super::is_listed(state) {
+        return Some(UNLISTED);
+    }
+    // Behind a restore of etcd, whoever lost their place asks for it by name; it is theirs until then.
+    state.settling().map(|_| SETTLING)
+}
+
+/// Answers machines that name no subnet and have to wait, while nobody at all is served.
+pub(super) fn waiting(state: &State, networks: &Networks) -> Option<Step> {
+    let reason = must_wait(state)?;
+    let mut step = Step::default();
+    for (segment, held) in state.subnets.iter().filter(|(segment, _)| !is_admitted(state, segment)) {
+        let unnamed = ask(segment, &held.value, networks).is_ok_and(|ask| ask.subnets.is_none());
+        let item = unnamed.then(|| refuse(state, segment, held, reason)).flatten();
         if item.is_some_and(|item| !step.absorb(&item)) {
             break;
         }
@@ -235,6 +263,12 @@ pub(super) fn parse_subnets(text: &str, networks: &Networks) -> Result<NodeSubne
     Ok(subnets)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often all nodes were looked over for what is free.
+    pub(super) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Which of the network's subnets are free.
 pub(super) struct Blocks<'a> {
     networks: &'a Networks,
@@ -245,8 +279,12 @@ pub(super) struct Blocks<'a> {
     shown: BTreeMap<NodeName, u32>,
     /// By turn: block, last segment of the key, revision.
     released: BTreeMap<(u64, u32), (String, i64)>,
+    /// The blocks that were in the queue.
+    used: BTreeSet<u32>,
     /// Every block before it is taken, claimed or was used once.
     next: u32,
+    /// Why nobody gets one any more.
+    full: Option<String>,
 }
 
 impl<'a> Blocks<'a> {
@@ -256,6 +294,8 @@ impl<'a> Blocks<'a> {
         networks: &'a Networks,
         waiting: &[(&String, &Held<Mail<SubnetRecord>>)],
     ) -> Option<Self> {
+        #[cfg(test)]
+        LOOKS.with(|looks| looks.set(looks.get() + 1));
         let mut taken = BTreeMap::new();
         for (&address, held) in &state.nodes {
             taken.insert(networks.block_of(held.value.as_ref().ok()?.subnets).ok()?, address);
@@ -277,7 +317,8 @@ impl<'a> Blocks<'a> {
             let Ok(block) = networks.v4().block_of(subnet) else { continue };
             released.insert((turn, block), (segment.clone(), held.revision));
         }
-        Some(Self { networks, taken, claimed, shown, released, next: 0 })
+        let used = released.keys().map(|(_, block)| *block).collect();
+        Some(Self { networks, taken, claimed, shown, released, used, next: 0, full: None })
     }
 
     /// The subnets that a Node shows, if nobody else has, names or shows them.
@@ -298,14 +339,7 @@ impl<'a> Blocks<'a> {
                 }
                 block
             }
-            None => self.fresh().or_else(|| self.longest_released()).ok_or_else(|| {
-                let network = self.networks.v4().network();
-                let all = self.networks.blocks();
-                let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
-                format!(
-                    "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove; a Node of Kubernetes gives its subnet back --node-release-after seconds after it was deleted)"
-                )
-            })?,
+            None => self.next_free()?,
         };
         let subnets = self.networks.node_subnets(block).ok_or("Subnet: out of the network")?;
         self.taken.insert(block, ask.address);
@@ -313,13 +347,31 @@ impl<'a> Blocks<'a> {
         Ok((subnets, turn.and_then(|turn| self.released.remove(&turn))))
     }
 
+    /// The block that comes next. Once there is none there will be none: nothing is given back meanwhile.
+    fn next_free(&mut self) -> Result<u32, String> {
+        if let Some(problem) = &self.full {
+            return Err(problem.clone());
+        }
+        if let Some(block) = self.fresh().or_else(|| self.longest_released()) {
+            return Ok(block);
+        }
+        let network = self.networks.v4().network();
+        let all = self.networks.blocks();
+        let claimed = self.claimed.iter().filter(|block| !self.taken.contains_key(block)).count();
+        let problem = format!(
+            "all {all} subnets of {network} are in use ({claimed} of them named by records that are refused, or shown by other nodes); remove nodes that are gone (bulkhead node remove; a Node of Kubernetes gives its subnet back --node-release-after seconds after it was deleted)"
+        );
+        self.full = Some(problem.clone());
+        Err(problem)
+    }
+
     fn is_free(&self, block: u32) -> bool {
         block < self.networks.blocks() && !self.taken.contains_key(&block) && !self.claimed.contains(&block)
     }
 
     fn fresh(&mut self) -> Option<u32> {
-        let used: BTreeSet<u32> = self.released.keys().map(|(_, block)| *block).collect();
-        let found = (self.next..self.networks.blocks()).find(|block| self.is_free(*block) && !used.contains(block));
+        let found =
+            (self.next..self.networks.blocks()).find(|block| self.is_free(*block) && !self.used.contains(block));
         self.next = found.map_or(self.networks.blocks(), |block| block + 1);
         found
     }

@@ -25,6 +25,11 @@ pub enum Note {
         /// The words of whoever asked; none if nobody did.
         requested: Option<String>,
     },
+    /// Whoever lost their place by a restore had their time to come back.
+    Settled {
+        /// The epoch that it was.
+        epoch: u64,
+    },
     /// The import of records without a ledger is done.
     ImportDone(usize),
     /// A namespace has its numbers.
@@ -159,6 +164,7 @@ impl Note {
                     "etcd was restored or replaced: the epoch is raised and the numbers given out last are passed by"
                 );
             }
+            Self::Settled { epoch } => info!(epoch, "machines that name no subnet are served again"),
             Self::ImportDone(count) => info!(namespaces = count, "the records are in the ledger"),
             Self::Born(namespace, tenant) => {
                 info!(%namespace, vni = %tenant.vni, net_id = %tenant.net_id, "namespace has its numbers");

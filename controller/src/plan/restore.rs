@@ -4,6 +4,8 @@
 //! transaction; the record is gone with it, so it is done once. The record may name an epoch that agents have seen: the
 //! new one exceeds that, too. Numbers that are not there yet jump when the import makes them: by the epoch.
 //!
+//! From then on the ledger is settling: who lost their place comes first, whoever leads. The leader's clock ends that.
+//!
 //! With Kubernetes, the same transaction takes up what its objects show and the ledger lacks, as far as it fits: agents obey
 //! the new epoch at once, and are to find there whoever lives.
 
@@ -85,7 +87,6 @@ pub(super) fn step(state: &State, policy: &Policy) -> Option<Step> {
 /// The same with what of namespaces and nodes has to be taken up or let go; whether that is all of it.
 fn with_those_who_live(state: &State, policy: &Policy, mut step: Step) -> (Step, bool) {
     let mut ahead = state.clone();
-    ahead.serve_named_only(true);
     let mut later = step.clone();
     for number in 0..MOST_TAKEN_UP {
         // A revision beyond all: nothing of it is compared, for the step compares what its parts were read as.
@@ -130,6 +131,32 @@ fn rise(state: &State, building: bool) -> Option<Step> {
         step.delete(keys.restore());
     }
     step.note(Note::EpochRaised { from: cluster.epoch, to: epoch, mark, requested });
+    Some(step)
+}
+
+/// Says that everybody who lives has been born again: what a namespace shows that comes later is not believed.
+pub(super) fn all_reborn(state: &State) -> Option<Step> {
+    state.source.objects()?;
+    let held = state.numbers.as_ref()?;
+    let numbers = held.value.as_ref().ok().filter(|numbers| numbers.may_be_reborn())?;
+    let mut step = Step::default();
+    step.expect(state.keys().numbers(), held.revision);
+    step.put(state.keys().numbers(), to_json(&numbers.clone().all_reborn()));
+    step.some()
+}
+
+/// Says that the ledger has settled, once those that lost their place had their time and all of them are known.
+pub(super) fn settled(state: &State) -> Option<Step> {
+    let epoch = state.settling().filter(|epoch| state.settled == Some(*epoch) && super::is_listed(state))?;
+    let held = state.numbers.as_ref()?;
+    let numbers = held.value.clone().ok()?.settled();
+    let keys = state.keys();
+    let mut step = Step::default();
+    // Not of another rise.
+    step.expect(keys.ledger_cluster(), state.cluster.as_ref().map_or(0, |held| held.revision));
+    step.expect(keys.numbers(), held.revision);
+    step.put(keys.numbers(), to_json(&numbers));
+    step.note(Note::Settled { epoch });
     Some(step)
 }
 

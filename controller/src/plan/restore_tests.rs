@@ -9,7 +9,10 @@ use bulkhead_store::Txn;
 use super::complaints;
 use super::races::{only_the_compare_of, unseen};
 use super::scenes::Scene;
+use crate::objects::NodeObject;
+use crate::state::State;
 
+const NAMED: &str = r#"{"Host":"n1","HostIP":"10.0.0.1","Subnet":"172.11.0.0/22","Assign":true}"#;
 const ASKED: &str = r#"{"Requested":"restored from a snapshot"}"#;
 
 async fn asked() -> Scene {
@@ -158,16 +161,73 @@ async fn a_restore_does_not_lose_the_numbers_given_out_meanwhile() {
 }
 
 #[tokio::test]
-async fn behind_a_raised_epoch_those_who_name_their_subnet_come_first() {
-    let mut scene = Scene::of(&["a"]).await;
-    scene.state.serve_named_only(true);
-    scene.asks("new", "10.0.0.9").await;
-    assert_eq!(scene.next(), None, "it waits");
-    let known = r#"{"Host":"n1","HostIP":"10.0.0.1","Subnet":"172.11.0.0/22","Assign":true}"#;
-    scene.subnet("10.0.0.1", known).await;
+async fn behind_a_raised_epoch_those_who_name_their_subnet_come_first_whoever_leads() {
+    let mut scene = asked().await;
     scene.settle().await;
-    scene.state.serve_named_only(false);
+    scene.asks("new", "10.0.0.9").await;
+    assert_eq!(scene.settle().await, 1, "it waits");
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("for a minute"));
+    // Another leader, which knows only what is in etcd.
+    scene.state = State::new(scene.keys.clone());
+    scene.look().await;
+    assert_eq!(scene.next(), None, "it still waits");
+    scene.subnet("10.0.0.1", NAMED).await;
+    scene.settle().await;
+    // The time of an earlier rise is not the time of this one.
+    scene.state.settle(Some(1));
+    assert_eq!(scene.next(), None);
+    scene.state.settle(Some(2));
     scene.settle().await;
     assert_eq!(scene.read_subnet("10.0.0.1").await.subnet, "172.11.0.0/22");
     assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.4.0/22");
+    scene.state.settle(None);
+    scene.asks("later", "10.0.0.10").await;
+    scene.settle().await;
+    assert_eq!(scene.read_subnet("10.0.0.10").await.subnet, "172.11.8.0/22", "once");
+}
+
+#[tokio::test]
+async fn that_they_had_their_time_is_said_of_the_rise_that_was_read() {
+    for which in ["cluster", "numbers"] {
+        let mut scene = asked().await;
+        scene.settle().await;
+        scene.state.settle(Some(2));
+        let late = scene.next().unwrap();
+        let (cluster, numbers) = (scene.keys.ledger_cluster(), scene.keys.numbers());
+        let key = if which == "cluster" { cluster } else { numbers };
+        let text = scene.text(&key).await;
+        unseen(&scene, Txn::new().put(key.as_str(), text)).await;
+        only_the_compare_of(&mut scene, &key, &late).await;
+    }
+}
+
+/// More than one transaction takes, so the leader may be lost between two of them.
+#[tokio::test]
+async fn a_node_made_anew_since_the_snapshot_keeps_its_subnet_if_the_leader_is_lost_behind_the_rise() {
+    let mut scene = Scene::empty().await.with_kubernetes();
+    scene.appears("kube-system", "u-kube-system");
+    scene.node("n1", "u-first", &["10.0.0.1"]);
+    scene.settle().await;
+    for number in 0..100 {
+        scene.appears(&format!("young{number}"), &format!("u{number}"));
+    }
+    let addresses = vec!["10.0.0.1".parse().unwrap()];
+    let made_anew = NodeObject {
+        uid: "u-second".into(),
+        addresses,
+        shown_subnet: Some("172.11.40.0/22".into()),
+        ..NodeObject::default()
+    };
+    scene.node_object("n1", made_anew);
+    scene.state.owe(Some(1), 1);
+    let rise = scene.next().unwrap();
+    assert!(scene.carry_out(&rise).await);
+    assert_eq!(scene.state.epoch(), Some(2));
+    assert_eq!(scene.read_subnet("10.0.0.1").await.subnet, "172.11.0.0/22", "not in the same transaction");
+    let shown = scene.state.source().objects().cloned().unwrap();
+    scene.state = State::new(scene.keys.clone()).with_kubernetes();
+    scene.look().await;
+    scene.state.observe(shown);
+    scene.settle().await;
+    assert_eq!(scene.read_subnet("10.0.0.1").await.subnet, "172.11.40.0/22");
 }

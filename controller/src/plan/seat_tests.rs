@@ -1,10 +1,15 @@
 //! Nodes that Kubernetes has: their subnets, addresses that change, nodes made anew, nodes that leave.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::complaints;
+use bulkhead_core::NodeName;
+
+use super::nodes::LOOKS;
 use super::races::{only_the_compare_of, unseen};
 use super::scenes::Scene;
+use super::{complaints, without_subnet};
+use crate::objects::{NodeObject, Objects};
 use bulkhead_store::Txn;
 
 fn ip(text: &str) -> IpAddr {
@@ -281,4 +286,27 @@ async fn a_release_of_a_node_that_left_is_of_the_record_that_was_read() {
     unseen(&scene, Txn::new().put(key.as_str(), r#"{"Host":"n1","HostIP":"10.0.0.1","Assign":true}"#)).await;
     only_the_compare_of(&mut scene, &key, &late).await;
     assert_eq!(scene.text(&key).await, "", "a machine's request was lost");
+}
+
+/// A wholly lost etcd has no entry of any of them.
+#[tokio::test]
+async fn why_thousands_have_no_subnet_is_worked_out_at_once_for_all() {
+    const FOUR: &str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/28","HostSubnetLength":2,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
+    let mut scene = Scene::with_config(FOUR).await.with_kubernetes();
+    let nodes = (0..5000_u16).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let addresses = vec![IpAddr::from([10, 1, high, low])];
+        let object = NodeObject { uid: format!("u{number}"), addresses, ..NodeObject::default() };
+        (NodeName::new(format!("n{number:04}")).unwrap(), object)
+    });
+    scene.state.observe(Objects { nodes: Arc::new(nodes.collect()), ..Objects::default() });
+    scene.settle().await;
+    assert_eq!(scene.state.nodes().count(), 4);
+    let before = LOOKS.get();
+    let problems = without_subnet(&scene.state);
+    assert_eq!(LOOKS.get() - before, 1);
+    assert_eq!(problems.len(), 4996);
+    assert!(problems.values().all(|problem| problem.contains("all 4 subnets")));
+    assert_eq!(complaints(&scene.state).len(), 4996);
+    assert_eq!(LOOKS.get() - before, 2);
 }

@@ -153,7 +153,7 @@ impl<'a> Seats<'a> {
 
     /// Finds what is outdated, and who waits for that: behind a restore only.
     fn compare_with_shown(&mut self, networks: &Networks) {
-        if !self.state.named_only {
+        if self.state.settling().is_none() {
             return;
         }
         let shown = shown::blocks(self.state, networks, &BTreeSet::new()).0;
@@ -167,6 +167,7 @@ impl<'a> Seats<'a> {
         let without = |host: &NodeName| {
             self.by_host.get(host).is_none_or(|entries| entries.iter().all(|(address, _)| anew.contains(address)))
         };
+        let showing: BTreeMap<u32, &NodeName> = shown.iter().map(|(host, block)| (*block, host)).collect();
         let mut outdated = anew.clone();
         let mut waiting = BTreeSet::new();
         for (address, node) in tied() {
@@ -175,10 +176,9 @@ impl<'a> Seats<'a> {
                 waiting.extend(object.map(|(host, _)| host));
             } else if object.is_none_or(|(_, object)| node.uid.as_ref() != Some(&object.uid)) {
                 // Under the newcomer's own address it is the same machine, which keeps it in one transaction.
-                let newcomer = shown.iter().find(|(host, block)| {
-                    block_of(node) == Some(**block) && without(host) && self.taken.get(*host) != Some(&address)
-                });
-                let newcomer = newcomer.and_then(|(host, _)| self.objects.nodes.get_key_value(host));
+                let newcomer = block_of(node).and_then(|block| showing.get(&block).copied());
+                let newcomer = newcomer.filter(|host| without(host) && self.taken.get(*host) != Some(&address));
+                let newcomer = newcomer.and_then(|host| self.objects.nodes.get_key_value(host));
                 if let Some((host, _)) = newcomer {
                     outdated.insert(address);
                     waiting.extend([Some(host), object.map(|(host, _)| host)].into_iter().flatten());
@@ -288,19 +288,26 @@ pub(super) fn step(state: &State, networks: &Networks) -> Option<Step> {
 
 /// Changes that touch the same entries, together.
 fn grouped(changes: Vec<Change<'_>>) -> Vec<Vec<Change<'_>>> {
-    let mut groups: Vec<(BTreeSet<IpAddr>, Vec<Change>)> = Vec::new();
-    for change in changes {
-        let mut keys: BTreeSet<IpAddr> = [Some(change.address), change.from].into_iter().flatten().collect();
+    let touched = |change: &Change| [Some(change.address), change.from].into_iter().flatten();
+    let mut groups = BTreeMap::<usize, Vec<Change>>::new();
+    let mut group_of = BTreeMap::<IpAddr, usize>::new();
+    for (number, change) in changes.into_iter().enumerate() {
+        let others: BTreeSet<usize> = touched(&change).filter_map(|key| group_of.get(&key).copied()).collect();
         let mut members = vec![change];
-        let (touched, apart): (Vec<_>, Vec<_>) = groups.into_iter().partition(|(held, _)| !held.is_disjoint(&keys));
-        groups = apart;
-        for (held, others) in touched {
-            keys.extend(held);
-            members.extend(others);
+        let mut own = number;
+        for other in others {
+            let (few, many) = match groups.remove(&other) {
+                Some(held) if held.len() > members.len() => (std::mem::replace(&mut members, held), other),
+                Some(held) => (held, own),
+                None => continue,
+            };
+            own = many;
+            members.extend(few);
         }
-        groups.push((keys, members));
+        group_of.extend(members.iter().flat_map(touched).map(|key| (key, own)));
+        groups.insert(own, members);
     }
-    groups.into_iter().map(|(_, members)| members).collect()
+    groups.into_values().collect()
 }
 
 /// One transaction for nodes that touch the same entries; none if a subnet is missing.
@@ -386,16 +393,17 @@ pub(super) fn problems(state: &State, networks: &Networks) -> BTreeMap<NodeName,
     let Some(seats) = Seats::new(state, networks) else { return BTreeMap::new() };
     let mut problems: BTreeMap<NodeName, String> =
         seats.problems.iter().map(|(name, problem)| ((*name).clone(), problem.clone())).collect();
-    let without = seats
+    let without: Vec<_> = seats
         .changes(networks)
         .into_iter()
-        .filter(|change| change.from.is_none() && entry(state, change.address).is_none());
-    for change in without {
-        let wish = Ask { address: change.address, host: change.host.clone(), subnets: None };
-        let given = Blocks::new(state, networks, &[]).map(|mut blocks| blocks.give(&wish));
-        if let Some(Err(problem)) = given {
-            problems.insert(change.host.clone(), problem);
-        }
+        .filter(|change| change.from.is_none() && entry(state, change.address).is_none())
+        .collect();
+    let Some(first) = without.first() else { return problems };
+    // Whether there is one for any is the same for all of them, who may be thousands.
+    let wish = Ask { address: first.address, host: first.host.clone(), subnets: None };
+    let given = Blocks::new(state, networks, &[]).map(|mut blocks| blocks.give(&wish));
+    if let Some(Err(problem)) = given {
+        problems.extend(without.iter().map(|change| (change.host.clone(), problem.clone())));
     }
     problems
 }

@@ -2,7 +2,8 @@
 //!
 //! The controller writes it (see [`report`](crate::kubernetes::report)); behind a restore of etcd it is all that is left of
 //! namespaces and nodes younger than the snapshot. It is a wish: what somebody has in the ledger, or two objects show, is
-//! given to nobody for it, and a number is believed only if a rise of the epoch passed it by.
+//! given to nobody for it. A number is believed only if a rise of the epoch passed it by, and only of who is there at that
+//! rise: whoever comes later may show what somebody else had and gave back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,14 +41,27 @@ pub fn subnets(state: &State) -> BTreeMap<NodeName, Shown> {
     shown
 }
 
-/// The VNIs that namespaces show and that were passed by; not those that two of them show.
-pub(super) fn vnis(state: &State, numbers: &Numbers) -> BTreeMap<Namespace, Vni> {
+/// The VNIs that namespaces show, believed or not.
+pub(super) fn all_vnis(state: &State) -> BTreeMap<Namespace, u32> {
     let Some(objects) = state.source.objects() else { return BTreeMap::new() };
     let shown = objects.namespaces.iter().filter_map(|(name, object)| {
         let number = object.shown_vni.as_ref()?.parse().ok()?;
-        Some((name.clone(), Vni::namespace(number).ok().filter(|_| numbers.was_passed_by(number))?))
+        Some((name.clone(), Vni::namespace(number).ok()?.get()))
     });
-    undisputed(shown.collect())
+    shown.collect()
+}
+
+/// The VNIs that namespaces show; not those that two of them show.
+pub(super) fn undisputed_vnis(state: &State) -> BTreeMap<Namespace, Vni> {
+    let all = all_vnis(state).into_iter().filter_map(|(name, number)| Some((name, Vni::namespace(number).ok()?)));
+    undisputed(all.collect())
+}
+
+/// Those of them that were passed by.
+pub(super) fn vnis(state: &State, numbers: &Numbers) -> BTreeMap<Namespace, Vni> {
+    let mut shown = undisputed_vnis(state);
+    shown.retain(|_, vni| numbers.was_passed_by(vni.get()));
+    shown
 }
 
 /// The blocks that Nodes show; those that two of them show, or that are in `elsewhere`, are nobody's. The second of the

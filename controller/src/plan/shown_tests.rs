@@ -2,37 +2,38 @@
 
 use std::sync::Arc;
 
+use bulkhead_core::Action;
 use bulkhead_core::annotation::Network;
 use bulkhead_core::number::JUMP;
 use bulkhead_core::record::{ConfigRecord, Record};
 use bulkhead_store::Entry;
-use proptest::prelude::*;
 
 use super::scenes::{Scene, ns};
 use super::{Policy, statuses, subnets};
 use crate::objects::{NamespaceObject, NodeObject, Objects};
+use crate::state::State;
 
 /// Four subnets.
-const SMALL: &str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/28","HostSubnetLength":2,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
+pub(super) const SMALL: &str = r#"{"Name":"k8ssdn","Network":"172.11.0.0/28","HostSubnetLength":2,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}"#;
 
 /// An empty cluster of Kubernetes.
-async fn cluster() -> Scene {
+pub(super) async fn cluster() -> Scene {
     cluster_of(ConfigRecord::EXAMPLE).await
 }
 
-async fn cluster_of(config: &str) -> Scene {
+pub(super) async fn cluster_of(config: &str) -> Scene {
     let mut scene = Scene::with_config(config).await.with_kubernetes();
     scene.appears("kube-system", "u-kube-system");
     scene.settle().await;
     scene
 }
 
-fn objects(scene: &Scene) -> Objects {
+pub(super) fn objects(scene: &Scene) -> Objects {
     scene.state.source().objects().cloned().unwrap_or_default()
 }
 
 /// Settles, and writes into the objects what the controller would.
-async fn settle(scene: &mut Scene) {
+pub(super) async fn settle(scene: &mut Scene) {
     scene.settle().await;
     let mut objects = objects(scene);
     for (name, status) in statuses(&scene.state, &Policy::default()) {
@@ -49,12 +50,12 @@ async fn settle(scene: &mut Scene) {
     scene.settle().await;
 }
 
-async fn snapshot(scene: &Scene) -> Vec<Entry> {
+pub(super) async fn snapshot(scene: &Scene) -> Vec<Entry> {
     scene.store.list("/").await.unwrap().entries
 }
 
 /// An etcd with this snapshot under the same Kubernetes, its epoch to exceed `owed`.
-async fn restored(entries: &[Entry], objects: Objects, owed: Option<u64>) -> Scene {
+pub(super) async fn restored(entries: &[Entry], objects: Objects, owed: Option<u64>) -> Scene {
     let mut scene = Scene::empty().await.with_kubernetes();
     for entry in entries {
         scene.write(&entry.key, std::str::from_utf8(&entry.value).unwrap()).await;
@@ -68,7 +69,7 @@ fn vni(scene: &Scene, name: &str) -> u32 {
     scene.numbers(name).unwrap().0
 }
 
-fn subnet(scene: &Scene, host: &str) -> String {
+pub(super) fn subnet(scene: &Scene, host: &str) -> String {
     let node = scene.state.nodes().find(|(_, node)| node.host.as_str() == host);
     node.map(|(_, node)| node.subnets.v4().unwrap().to_string()).unwrap_or_default()
 }
@@ -137,18 +138,56 @@ async fn who_is_younger_than_the_snapshot_keeps_number_and_subnet() {
 }
 
 #[tokio::test]
-async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_served() {
+async fn before_kubernetes_was_listed_the_epoch_does_not_rise_and_nobody_is_served_but_told_so() {
     let mut scene = cluster().await;
     let shown = objects(&scene);
-    scene.state = crate::state::State::new(scene.keys.clone()).with_kubernetes();
+    scene.state = State::new(scene.keys.clone()).with_kubernetes();
     scene.look().await;
     scene.state.owe(Some(1), 1);
     scene.asks("lb", "10.0.0.9").await;
-    assert_eq!(scene.settle().await, 0);
+    assert_eq!(scene.settle().await, 1);
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("API server"));
+    assert_eq!(scene.state.epoch(), Some(1));
     scene.state.observe(shown);
     scene.settle().await;
     assert_eq!(scene.state.epoch(), Some(2));
-    assert_eq!(scene.read_subnet("10.0.0.9").await.subnet, "172.11.0.0/22");
+    assert!(scene.read_subnet("10.0.0.9").await.error.contains("for a minute"));
+    scene.state.settle(Some(2));
+    scene.settle().await;
+    let record = scene.read_subnet("10.0.0.9").await;
+    assert_eq!((record.subnet.as_str(), record.error.as_str()), ("172.11.0.0/22", ""));
+}
+
+/// A controller that was started behind a restore learns of it from Kubernetes: until then it may not look like one.
+#[tokio::test]
+async fn before_kubernetes_was_listed_a_machine_outside_it_gets_only_what_it_names() {
+    for state in ["of a snapshot", "lost wholly"] {
+        let mut scene = cluster().await;
+        let before = if state == "lost wholly" { Vec::new() } else { snapshot(&scene).await };
+        scene.node("n1", "u1", &["10.0.0.1"]);
+        settle(&mut scene).await;
+        let shown = objects(&scene);
+        let mut scene = restored(&before, shown.clone(), None).await;
+        scene.state = State::new(scene.keys.clone()).with_kubernetes();
+        scene.look().await;
+        scene.asks("lb", "10.0.0.9").await;
+        scene
+            .subnet("10.0.0.8", r#"{"Host":"known","HostIP":"10.0.0.8","Subnet":"172.11.80.0/22","Assign":true}"#)
+            .await;
+        scene.settle().await;
+        let record = scene.read_subnet("10.0.0.9").await;
+        assert!(record.subnet.is_empty() && record.error.contains("API server"), "{state}: {record:?}");
+        // A ledger is not even begun without what Kubernetes shows.
+        let served = if state == "lost wholly" { "" } else { "172.11.80.0/22" };
+        assert_eq!(subnet(&scene, "known"), served, "{state}");
+        scene.state.observe(shown);
+        scene.state.settle(Some(1));
+        settle(&mut scene).await;
+        assert_eq!(subnet(&scene, "known"), "172.11.80.0/22", "{state}");
+        assert_eq!(subnet(&scene, "n1"), "172.11.0.0/22", "{state}");
+        let record = scene.read_subnet("10.0.0.9").await;
+        assert_eq!((record.subnet.as_str(), record.error.as_str()), ("172.11.4.0/22", ""), "{state}");
+    }
 }
 
 /// More than one transaction takes: the first ones come with the epoch, the others behind it, and nobody renumbers.
@@ -205,18 +244,23 @@ async fn a_number_is_believed_behind_a_restore_only_and_only_if_it_was_passed_by
     scene.object("copied", shows_vni("u", "4711"));
     settle(&mut scene).await;
     assert_eq!(vni(&scene, "copied"), 11, "nothing was lost");
+    let wrong =
+        [("low", "10"), ("own", "11"), ("far", "16000000"), ("bad", "x"), ("zero", "0"), ("wide", "99999999999")];
+    for (name, shown) in wrong.into_iter().chain([("right", "4711")]) {
+        scene.object(name, shows_vni("u", shown));
+    }
     scene.state.owe(Some(1), 1);
     scene.settle().await;
-    for (name, shown) in
-        [("low", "10"), ("own", "11"), ("far", "16000000"), ("bad", "x"), ("zero", "0"), ("wide", "99999999999")]
-    {
-        scene.object(name, shows_vni("u", shown));
-        scene.settle().await;
+    for (name, _) in wrong {
         assert!(vni(&scene, name) > JUMP && vni(&scene, name) < 2 * JUMP, "{name}");
     }
-    scene.object("right", shows_vni("u", "4711"));
-    scene.settle().await;
     assert_eq!(vni(&scene, "right"), 4711);
+    // Who comes later shows what it cannot have had.
+    scene.vanishes("right");
+    scene.object("late", shows_vni("u", "4711"));
+    scene.object("later", shows_vni("u", "4712"));
+    scene.settle().await;
+    assert!(["late", "later"].iter().all(|name| vni(&scene, name) > JUMP));
 }
 
 #[tokio::test]
@@ -289,65 +333,66 @@ async fn a_node_made_anew_since_the_snapshot_keeps_the_subnet_that_it_has_now() 
     assert_eq!(subnet(&scene, "n2"), "172.11.8.0/22", "the one of before rests");
 }
 
-/// What happens to a cluster in Kubernetes.
-#[derive(Debug, Clone)]
-enum Event {
-    Born(u8),
-    Gone(u8),
-    Joined(u8),
-    Left(u8),
-    Snapshot,
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        4 => (0..12u8).prop_map(Event::Born),
-        2 => (0..12u8).prop_map(Event::Gone),
-        4 => (0..8u8).prop_map(Event::Joined),
-        2 => (0..8u8).prop_map(Event::Left),
-        1 => Just(Event::Snapshot),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    /// Whatever happened since the snapshot: behind the restore everybody who lives has what they had.
-    #[test]
-    fn nobody_renumbers(events in prop::collection::vec(event(), 1..40), small: bool) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let mut scene = cluster_of(if small { SMALL } else { ConfigRecord::EXAMPLE }).await;
-            let mut before = snapshot(&scene).await;
-            for (number, event) in events.into_iter().enumerate() {
-                match event {
-                    Event::Born(name) if scene.numbers(&format!("ns{name}")).is_none() => {
-                        scene.appears(&format!("ns{name}"), &format!("u{number}"));
-                    }
-                    Event::Gone(name) => scene.vanishes(&format!("ns{name}")),
-                    Event::Joined(host) if subnet(&scene, &format!("n{host}")).is_empty() => {
-                        scene.node(&format!("n{host}"), &format!("u{number}"), &[&format!("10.0.0.{}", host + 1)]);
-                    }
-                    Event::Left(host) => {
-                        scene.node_leaves(&format!("n{host}"));
-                        scene.state.expire([format!("10.0.0.{}", host + 1).parse().unwrap()].into());
-                    }
-                    Event::Snapshot => before = snapshot(&scene).await,
-                    Event::Born(_) | Event::Joined(_) => {}
-                }
-                settle(&mut scene).await;
-                scene.state.expire([].into());
-            }
-            let had: Vec<_> = scene.state.tenants().iter().map(|(name, tenant)| (name.clone(), tenant.clone())).collect();
-            let nodes: Vec<_> = scene.state.nodes().map(|(address, node)| (address, node.clone())).collect();
-            let mut after = restored(&before, objects(&scene), Some(1)).await;
-            settle(&mut after).await;
-            let has: Vec<_> = after.state.tenants().iter().map(|(name, tenant)| (name.clone(), tenant.clone())).collect();
-            assert_eq!(has, had);
-            for (address, node) in nodes {
-                let entry = after.state.nodes().find(|(there, _)| *there == address).map(|(_, entry)| entry.clone());
-                assert_eq!(entry, Some(node));
-            }
-        });
+/// Everything of the ledger, the numbers or the records that somebody deletes while nobody leads.
+#[tokio::test]
+async fn a_ledger_made_anew_gives_nobody_what_somebody_living_shows() {
+    for (what, records_too, numbers_too) in
+        [("ledger", false, false), ("numbers too", false, true), ("all", true, true)]
+    {
+        let mut scene = cluster().await;
+        for name in ["gone", "z", "b"] {
+            scene.appears(name, &format!("u-{name}"));
+            settle(&mut scene).await;
+        }
+        scene.vanishes("gone");
+        scene.act(&[("b", &Action::Join(ns("z")))]).await;
+        settle(&mut scene).await;
+        let names = ["kube-system", "b", "z"];
+        let had = names.map(|name| scene.numbers(name));
+        assert_eq!(had, [Some((10, 0)), Some((13, 12)), Some((12, 12))]);
+        let own = format!("{}bulkhead/", scene.keys.root());
+        let lost = |key: &str| match key.strip_prefix(&own) {
+            Some("numbers") => numbers_too,
+            Some(_) => true,
+            None => records_too && key != scene.keys.config(),
+        };
+        let kept: Vec<_> = snapshot(&scene).await.into_iter().filter(|entry| !lost(&entry.key)).collect();
+        // Who is born meanwhile, and is listed first.
+        let mut shown = objects(&scene);
+        let newborn = NamespaceObject { uid: "u-a".into(), ..NamespaceObject::default() };
+        Arc::make_mut(&mut shown.namespaces).insert(ns("a"), newborn);
+        let mut scene = restored(&kept, shown.clone(), None).await;
+        scene.state = State::new(scene.keys.clone()).with_kubernetes();
+        scene.look().await;
+        scene.asks("lb", "10.0.0.9").await;
+        scene.settle().await;
+        assert_eq!(names.map(|name| scene.numbers(name)), [None; 3], "{what}: before Kubernetes was listed");
+        assert!(scene.read_subnet("10.0.0.9").await.error.contains("API server"), "{what}");
+        scene.state.observe(shown);
+        settle(&mut scene).await;
+        let has = names.map(|name| scene.numbers(name));
+        if records_too {
+            assert_eq!(has, [Some((10, 0)), Some((13, 13)), Some((12, 12))], "the join was an action's");
+        } else {
+            assert_eq!(has, had, "{what}");
+        }
+        assert!(vni(&scene, "a") > 13, "{what}: {}", vni(&scene, "a"));
     }
+}
+
+/// The numbers that were given out before may lie beyond where a new ledger begins.
+#[tokio::test]
+async fn a_new_ledger_passes_over_what_is_shown_and_not_believed() {
+    let mut scene = cluster().await;
+    let mut shown = objects(&scene);
+    let first = JUMP + 11;
+    for (name, number) in [("a", None), ("b", Some(first)), ("c", Some(first + 1)), ("d", Some(11)), ("e", Some(11))] {
+        let uid = format!("u-{name}");
+        let object = NamespaceObject { uid, shown_vni: number.map(|n| n.to_string()), ..NamespaceObject::default() };
+        Arc::make_mut(&mut shown.namespaces).insert(ns(name), object);
+    }
+    scene = restored(&[], shown, None).await;
+    scene.settle().await;
+    let given = ["a", "b", "c", "d", "e"].map(|name| vni(&scene, name));
+    assert!(given.iter().all(|vni| *vni > first + 1), "{given:?}");
 }

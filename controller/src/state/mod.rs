@@ -73,8 +73,8 @@ pub struct State {
     pub(crate) owed: Option<u64>,
     /// The highest epoch that this process has seen.
     pub(crate) seen_epoch: u64,
-    /// Whether machines that name no subnet have to wait: those that got theirs behind a lost state ask first.
-    pub(crate) named_only: bool,
+    /// The epoch behind whose rise everybody had their time to come back.
+    pub(crate) settled: Option<u64>,
     pub(crate) cluster: Option<Held<Readable<ClusterEntry>>>,
     pub(crate) ledger: BTreeMap<Namespace, Held<Readable<Tenant>>>,
     /// The readable part of `ledger`, indexed.
@@ -106,7 +106,7 @@ impl State {
             restore: None,
             owed: None,
             seen_epoch: 0,
-            named_only: false,
+            settled: None,
             cluster: None,
             ledger: BTreeMap::new(),
             tenants: Tenants::default(),
@@ -174,9 +174,16 @@ impl State {
         self.seen_epoch = seen;
     }
 
-    /// Says whether only machines that name their subnet are served.
-    pub const fn serve_named_only(&mut self, named_only: bool) {
-        self.named_only = named_only;
+    /// The ledger's epoch, if it rose a moment ago: those that lost their place come first, and show or name what they had.
+    /// The ledger itself says so, for whoever leads next.
+    pub fn settling(&self) -> Option<u64> {
+        let numbers = self.numbers.as_ref()?.value.as_ref().ok();
+        self.epoch().filter(|_| numbers.is_some_and(Numbers::is_settling))
+    }
+
+    /// Says behind the rise of which epoch they had their time.
+    pub const fn settle(&mut self, epoch: Option<u64>) {
+        self.settled = epoch;
     }
 
     /// Replaces everything but what is not of etcd: what is owed, what Kubernetes has.
@@ -188,7 +195,7 @@ impl State {
             fresh.put(entry);
         }
         fresh.revision = snapshot.revision;
-        (fresh.owed, fresh.seen_epoch, fresh.named_only) = (self.owed, self.seen_epoch, self.named_only);
+        (fresh.owed, fresh.seen_epoch, fresh.settled) = (self.owed, self.seen_epoch, self.settled);
         // Histories of two clusters, or of one before and after a restore, cannot be compared.
         if snapshot.discontinuity.is_none() {
             let replaced = self

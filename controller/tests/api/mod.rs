@@ -27,6 +27,9 @@ struct Held {
     /// Watches from before this revision are told that it is gone.
     forgotten: u64,
     away: bool,
+    /// Watches asked for before this many were say nothing more, and do not end.
+    silenced: usize,
+    watches: usize,
     events: Vec<Value>,
     /// How many Events are not taken.
     refusing: usize,
@@ -120,6 +123,11 @@ impl Api {
         self.with(|held| held.away = away);
     }
 
+    /// The watches there are say nothing more, as if the machine at their other end had lost its power; new ones work.
+    pub fn silence(&self) {
+        self.with(|held| held.silenced = held.watches);
+    }
+
     /// Nobody can go on with a watch from before now.
     pub fn forget(&self) {
         self.with(|held| held.forgotten = held.revision);
@@ -187,22 +195,25 @@ async fn pods(State(api): State<Api>, Path(_namespace): Path<String>, Query(para
 }
 
 fn listed(api: &Api, collection: &str, parameters: &BTreeMap<String, String>) -> Response {
-    let held = api.held.lock().unwrap();
+    let mut held = api.held.lock().unwrap();
     if held.away {
         return refusal(StatusCode::SERVICE_UNAVAILABLE);
     }
     if parameters.contains_key("watch") {
+        held.watches += 1;
         let from = parameters["resourceVersion"].parse().unwrap();
-        return Body::from_stream(stream::unfold((api.clone(), collection.to_owned(), from), watched)).into_response();
+        let watch = (api.clone(), collection.to_owned(), held.watches, from);
+        return Body::from_stream(stream::unfold(watch, watched)).into_response();
     }
     let items: Vec<_> =
         held.objects.iter().filter(|((held, _), _)| held == collection).map(|(_, o)| o.clone()).collect();
     axum::Json(json!({"metadata": {"resourceVersion": held.revision.to_string()}, "items": items})).into_response()
 }
 
-type Watched = (Api, String, u64);
+/// The API server, a collection, which watch it is, and after which revision.
+type Watched = (Api, String, usize, u64);
 
-async fn watched((api, collection, from): Watched) -> Option<(Result<Bytes, std::io::Error>, Watched)> {
+async fn watched((api, collection, number, from): Watched) -> Option<(Result<Bytes, std::io::Error>, Watched)> {
     let mut changed = api.changed.subscribe();
     loop {
         let next = {
@@ -210,7 +221,9 @@ async fn watched((api, collection, from): Watched) -> Option<(Result<Bytes, std:
             if held.away {
                 return None;
             }
-            if from < held.forgotten {
+            if number <= held.silenced {
+                None
+            } else if from < held.forgotten {
                 let gone = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "message": "gone", "reason": "Expired", "code": 410}});
                 Some((gone, held.revision))
             } else {
@@ -219,7 +232,7 @@ async fn watched((api, collection, from): Watched) -> Option<(Result<Bytes, std:
             }
         };
         if let Some((event, revision)) = next {
-            return Some((Ok(Bytes::from(format!("{event}\n"))), (api, collection, revision)));
+            return Some((Ok(Bytes::from(format!("{event}\n"))), (api, collection, number, revision)));
         }
         changed.changed().await.ok()?;
     }
@@ -260,8 +273,12 @@ async fn apply(
     body: Bytes,
 ) -> Response {
     assert_eq!(headers["content-type"], "application/apply-patch+yaml");
-    let value: Value = serde_json::from_slice(&body).unwrap();
+    let mut value: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((&value["kind"], &value["apiVersion"]), (&json!("ConfigMap"), &json!("v1")));
+    // What its one owner applies no more is gone.
+    for key in api.get("configmaps", &name)["data"].as_object().into_iter().flat_map(|data| data.keys()) {
+        value["data"].as_object_mut().unwrap().entry(key).or_insert(Value::Null);
+    }
     axum::Json(api.put("configmaps", &name, value)).into_response()
 }
 

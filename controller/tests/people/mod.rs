@@ -8,7 +8,7 @@ use bulkhead_core::record::{ConfigRecord, NetNamespaceRecord, Record, SubnetReco
 use bulkhead_core::{Action, ClusterName, Keys, Namespace, Tenant, keys};
 use bulkhead_store::{Change, Compare, Settings, Store, Timeouts, Txn, Update};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 pub struct People {
     pub store: Store,
@@ -131,6 +131,25 @@ impl People {
             value.and_then(|value| SubnetRecord::parse(value).ok()).is_some_and(|record| record.subnet == subnet)
         })
         .await;
+    }
+
+    /// Waits until so many controllers lead or wait to.
+    pub async fn until_candidates(&self, count: usize) {
+        let election = self.keys.election();
+        let mut watch = self.store.watch(&election);
+        within(async {
+            while self.store.list(&election).await.unwrap().entries.len() < count {
+                watch.next().await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until a machine's request is answered so.
+    pub async fn until_refused(&self, address: &str, text: &str) {
+        let key = self.keys.subnet(address.parse().unwrap());
+        let refused = |value: &[u8]| SubnetRecord::parse(value).is_ok_and(|record| record.error.contains(text));
+        self.until(&key, |value| value.is_some_and(refused)).await;
     }
 
     /// Waits until this controller leads.

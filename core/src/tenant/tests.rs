@@ -103,13 +103,25 @@ fn an_import_that_was_cut_off_ends_as_if_it_had_not_been() {
             tenants.insert(namespace.clone(), tenant.clone());
         }
         let rest = records.iter().skip(done).map(|(n, id)| (n.clone(), *id)).collect();
-        assert!(tenants.resume_import(&rest, &BTreeSet::new(), &mut Numbers::default()).is_empty());
+        assert!(tenants.resume_import(&rest, &BTreeMap::new(), &BTreeSet::new(), &mut Numbers::default()).is_empty());
         assert_eq!(tenants, whole, "cut off after {done}");
     }
     let mut tenants = whole;
     let late = [(name("f"), Some(11))].into();
-    let refused = tenants.resume_import(&late, &BTreeSet::new(), &mut Numbers::default());
+    let refused = tenants.resume_import(&late, &BTreeMap::new(), &BTreeSet::new(), &mut Numbers::default());
     assert!(matches!(refused[&name("f")], BirthError::Taken(_)), "11 is b's VNI and nobody's network");
+}
+
+#[test]
+fn an_import_keeps_the_vnis_that_namespaces_show_if_no_record_says_otherwise() {
+    let records = [("a", 11), ("b", 11), ("c", 0), ("d", 13), ("e", 0)].map(|(ns, id)| (name(ns), Some(id)));
+    let shown = [("a", 10), ("b", 11), ("c", 12), ("d", 14), ("e", 13), ("gone", 15)];
+    let shown = shown.map(|(ns, vni)| (name(ns), Vni::namespace(vni).unwrap())).into();
+    let mut tenants = Tenants::default();
+    assert!(tenants.resume_import(&records.into(), &shown, &BTreeSet::new(), &mut Numbers::default()).is_empty());
+    let vnis = ["a", "b", "c", "d"].map(|ns| tenants.get(&name(ns)).unwrap().vni.get());
+    assert_eq!(vnis, [10, 11, 12, 14]);
+    assert_eq!(tenants.get(&name("e")).unwrap().vni.get(), 16, "13 is d's network, 15 somebody else's");
 }
 
 #[derive(Debug, Clone)]

@@ -239,3 +239,35 @@ spec:
     + object.?status.loadBalancer.ingress.orValue([])
     .filter(i, i.?ipMode.orValue('VIP') != 'Proxy' && i.?ip.orValue('') != '').map(i, i.ip)
 {{- end }}
+
+{{/* Refuses what a cluster that runs cannot follow, by what its controllers are configured with. Nothing where there is no API server to ask, as in `helm template`, and where the controllers' Deployment was deleted first. */}}
+{{- define "bulkhead.refuseWhatCannotChange" -}}
+{{- $running := lookup "apps/v1" "Deployment" .Release.Namespace "bulkhead-controller" -}}
+{{- with dig "spec" "template" "spec" "containers" (list) $running -}}
+{{- $container := index . 0 -}}
+{{- $now := dict -}}
+{{- range $container.args -}}
+{{- $pair := splitn "=" 2 . -}}
+{{- $_ := set $now $pair._0 (default "" $pair._1) -}}
+{{- end -}}
+{{- $wanted := dict "name" (list "cluster-name" $.Values.cluster.name) "network" (list "network" $.Values.cluster.network) "hostSubnetLength" (list "host-subnet-length" $.Values.cluster.hostSubnetLength) -}}
+{{- range $value, $flag := $wanted -}}
+{{- $was := get $now (printf "--%s" (index $flag 0)) -}}
+{{- if and $was (ne $was (toString (index $flag 1))) -}}
+{{- fail (printf "cluster.%s is %s in the cluster that runs, and cannot become %v: nodes hold subnets of it. Put it back (--reset-then-reuse-values keeps values); for another one uninstall and install anew: docs/install.md, Upgrade" $value $was (index $flag 1)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $container.env -}}
+{{- $mode := "" -}}
+{{- if eq .name "BULKHEAD_ETCD_ENDPOINTS" -}}
+{{- $mode = ternary "external" "bundled" (hasKey . "value") -}}
+{{- end -}}
+{{- if and $mode (ne $mode $.Values.etcd.mode) -}}
+{{- fail (printf "etcd.mode is %s in the cluster that runs: %s would begin with an etcd that has none of its keys. Put it back (--reset-then-reuse-values keeps values); to move to another etcd: docs/install.md, Upgrade" $mode $.Values.etcd.mode) -}}
+{{- end -}}
+{{- if and (eq .name "BULKHEAD_ETCD_PREFIX") (ne .value $.Values.etcd.prefix) -}}
+{{- fail (printf "etcd.prefix is %s in the cluster that runs: below %s there is none of its keys. Put it back (--reset-then-reuse-values keeps values); to move: docs/install.md, Upgrade" .value $.Values.etcd.prefix) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

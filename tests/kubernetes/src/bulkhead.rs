@@ -24,7 +24,7 @@ pub const NAMESPACE: &str = "bulkhead-system";
 /// The image that the chart names.
 pub const IMAGE: &str = concat!("ghcr.io/bulkhead-net/bulkhead:", env!("CARGO_PKG_VERSION"));
 const TLS_SECRET: &str = "bulkhead-etcd-client";
-const ROLLED_OUT: Duration = Duration::from_mins(2);
+const ROLLED_OUT: Duration = Duration::from_mins(5);
 
 /// The chart of this tree.
 pub fn chart() -> PathBuf {

@@ -1,16 +1,17 @@
 //! A whole cluster: underlay, etcd, the node `control` with the control plane, and worker nodes `n1`, `n2`, ...
 
+mod etcd;
 mod operations;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::error::{LabError, Tried};
-use bulkhead_tests::etcd::{Etcd, EtcdTls};
+use bulkhead_tests::etcd::Etcd;
 use bulkhead_tests::netns::Netns;
 use bulkhead_tests::registry::{Claim, LabId};
 use bulkhead_tests::underlay::Underlay;
@@ -27,6 +28,8 @@ use crate::programs::Programs;
 use crate::service::{self, Identity, ProxyMode};
 use crate::{dns, images, inotify, kubeconfig};
 
+pub use self::etcd::EtcdClient;
+
 /// The node with the control plane; ordinary pods are kept off it.
 pub const CONTROL: &str = "control";
 /// The keys of etcd that the certificate of [`Cluster::etcd_client`] may read and write.
@@ -35,28 +38,16 @@ const CONTROL_ADDRESS: u8 = 10;
 const FIRST_WORKER: u8 = 11;
 /// Workers beyond this have no address in the underlay's plan.
 const MAX_WORKERS: u8 = 29;
-const API_READY: Duration = Duration::from_mins(1);
-const NODES_READY: Duration = Duration::from_secs(90);
+const API_READY: Duration = Duration::from_mins(3);
+const NODES_READY: Duration = Duration::from_mins(4);
 
 /// What a cluster is to be.
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
     workers: u8,
     proxy: ProxyMode,
+    proxy_knows_pods: bool,
     network: Network,
-}
-
-/// What a client of etcd needs; paths of the host.
-#[derive(Debug, Clone)]
-pub struct EtcdClient {
-    /// For `--etcd-endpoints`.
-    pub endpoints: String,
-    /// The authority's certificate.
-    pub authority: PathBuf,
-    /// The client's certificate.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
 }
 
 /// A cluster that runs; dropping it removes everything.
@@ -90,6 +81,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Whether kube-proxy is told the pods' network (it is).
+    #[must_use]
+    pub fn proxy_knows_pods(mut self, knows: bool) -> Self {
+        self.proxy_knows_pods = knows;
+        self
+    }
+
     /// What connects the pods (nothing).
     #[must_use]
     pub fn network(mut self, network: Network) -> Self {
@@ -108,7 +106,7 @@ impl ClusterBuilder {
         fs::create_dir_all(&spaces).tried(|| format!("create {}", spaces.display()))?;
         let underlay = Underlay::build(claim.id(), &spaces, None)?;
         let authority = Authority::new("bulkhead-lab")?;
-        let etcd = start_etcd(&underlay, &authority, &dir, 0)?;
+        let etcd = etcd::start(&underlay, &authority, &dir, 0)?;
         let api = underlay.address(CONTROL_ADDRESS);
         let admin = dir.join("admin.conf");
         let subject = Subject::client("kubernetes-admin", Some("system:masters"));
@@ -136,47 +134,10 @@ impl ClusterBuilder {
     }
 }
 
-/// One at the infra machine's address of that number, its data and certificates in `dir`.
-fn start_etcd(underlay: &Underlay, authority: &Authority, dir: &Path, number: usize) -> Result<Etcd, LabError> {
-    let pki = dir.join("etcd-pki");
-    let address = underlay.infra_addresses()[number];
-    authority.credential().write(&pki, "ca")?;
-    authority.issue(&Subject::server("etcd", &["etcd"], &[address.into()]))?.write(&pki, "server")?;
-    authority.issue(&Subject::client("root", None))?.write(&pki, "root")?;
-    authority.issue(&Subject::client("bulkhead", None))?.write(&pki, "bulkhead")?;
-    let tls = EtcdTls {
-        authority: pki.join("ca.crt"),
-        certificate: pki.join("server.crt"),
-        key: pki.join("server.key"),
-        client_certificate: pki.join("root.crt"),
-        client_key: pki.join("root.key"),
-    };
-    let etcd = Etcd::start_with(Arc::clone(&underlay.infra), vec![address], dir, Some(tls))?;
-    limit_users(&etcd)?;
-    Ok(etcd)
-}
-
-/// The API server's user may do anything, Bulkhead's only what is below its prefix. Users are certificates' common names.
-fn limit_users(etcd: &Etcd) -> Result<(), LabError> {
-    let prefix = ["role", "grant-permission", "bulkhead", "--prefix=true", "readwrite", BULKHEAD_PREFIX];
-    for words in [
-        &["user", "add", "root", "--no-password"][..],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "bulkhead"],
-        &prefix,
-        &["user", "add", "bulkhead", "--no-password"],
-        &["user", "grant-role", "bulkhead", "bulkhead"],
-        &["auth", "enable"],
-    ] {
-        etcd.ctl(words)?;
-    }
-    Ok(())
-}
-
 impl Cluster {
     /// Two workers, kube-proxy in iptables mode, no network.
     pub fn builder() -> ClusterBuilder {
-        ClusterBuilder { workers: 2, proxy: ProxyMode::Iptables, network: Network::None }
+        ClusterBuilder { workers: 2, proxy: ProxyMode::Iptables, proxy_knows_pods: true, network: Network::None }
     }
 
     fn bring_up(&self, say: &dyn Fn(&str)) -> Result<(), LabError> {
@@ -192,7 +153,10 @@ impl Cluster {
             say("the API server is ready");
             workers.into_iter().try_for_each(joined)
         })?;
-        self.kubectl.apply(&dns::manifests())?;
+        // Its namespace comes by a hook of the API server that may end after it is ready.
+        wait::until_or("the name server being accepted", API_READY, || {
+            self.kubectl.apply(&dns::manifests()).map_err(|error| error.to_string())
+        })?;
         self.await_registered()?;
         // A kubelet may not give itself a role.
         self.kubectl.run(&["label", "node", CONTROL, "node-role.kubernetes.io/control-plane="])?;
@@ -234,29 +198,6 @@ impl Cluster {
     /// kubectl as an administrator.
     pub fn kubectl(&self) -> &Kubectl {
         &self.kubectl
-    }
-
-    /// etcd; keep the guard short.
-    pub fn etcd(&self) -> MutexGuard<'_, Etcd> {
-        self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts an etcd beside the API server's, for the same clients: one can be away without the other.
-    pub fn start_another_etcd(&self) -> Result<Etcd, LabError> {
-        let dir = self.dir().join("another");
-        fs::create_dir_all(&dir).tried(|| format!("create {}", dir.display()))?;
-        start_etcd(&self.underlay, &self.authority, &dir, 1)
-    }
-
-    /// What a client of etcd shows; its certificate is for the user `bulkhead`, who is kept to [`BULKHEAD_PREFIX`].
-    pub fn etcd_client(&self) -> EtcdClient {
-        let pki = self.dir().join("etcd-pki");
-        EtcdClient {
-            endpoints: self.etcd().endpoints(),
-            authority: pki.join("ca.crt"),
-            certificate: pki.join("bulkhead.crt"),
-            key: pki.join("bulkhead.key"),
-        }
     }
 
     /// The lab's certificate authority.
@@ -317,7 +258,12 @@ impl Cluster {
         };
         services.push(service::containerd(&disk)?);
         services.push(service::kubelet(&disk, &self.authority, &identity)?);
-        services.push(service::kube_proxy(&disk, &self.authority, &identity, self.spec.proxy)?);
+        services.push(service::kube_proxy(
+            &disk,
+            &self.authority,
+            &identity,
+            (self.spec.proxy, self.spec.proxy_knows_pods),
+        )?);
         let node = Arc::new(Node::new(identity, &dir, disk, services));
         self.locked().insert(name.to_owned(), Arc::clone(&node));
         self.boot(&node, true)

@@ -19,7 +19,7 @@ const REQUEST: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long an answer may take after the end: a loaded machine is late, and TCP sends again.
 const PATIENCE: Duration = Duration::from_secs(15);
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(15);
 /// How often a thread that waits for an answer looks whether it should end.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -150,6 +150,7 @@ fn converse(mut stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         state.progress.answered += 1;
         state.progress.longest_wait = state.progress.longest_wait.max(begin.elapsed());
         drop(state);
+        // Its pace: it waits for nothing.
         thread::sleep(PAUSE);
     }
     Ok(())

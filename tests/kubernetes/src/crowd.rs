@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::stock::Stock;
 
 /// How long all of them may take to get their sandboxes, and to go again.
-const PATIENCE: Duration = Duration::from_mins(4);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(300);
 const DAY: Duration = Duration::from_hours(24);
@@ -104,6 +104,7 @@ impl Crowd {
             if difference.is_empty() {
                 return Ok(());
             }
+            // To look is work here, too.
             thread::sleep(LOOK);
             Err(difference)
         })

@@ -19,7 +19,7 @@ use crate::network::CLUSTER_NETWORK;
 use crate::pod::Pod;
 
 /// How long a pod may take that is being started.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(3);
 
 /// A pod's endpoint, by the name `namespace/pod`.
 pub fn of_pod(pod: &Pod) -> Result<Endpoint, LabError> {

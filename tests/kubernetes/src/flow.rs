@@ -3,16 +3,18 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bulkhead_tests::error::LabError;
+use bulkhead_tests::error::{LabError, promised};
 use bulkhead_tests::wait;
 
 use crate::pod::Pod;
 
 /// Between two requests.
-const INTERVAL: Duration = Duration::from_millis(5);
-/// How late the last answer may be: the machine may send more slowly than it was asked to.
+const INTERVAL: &str = "0.005";
+/// More requests than any test sends: they end when the test does not end them.
+const COUNT: u32 = 1_000_000;
+/// How long a moment may be awaited at which every request is answered: requests overlap on a machine that is late.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Requests that are on their way. They are the pod's own: nothing has to hold on to them.
@@ -21,11 +23,10 @@ pub struct Pings {
     name: String,
     from: Pod,
     answer: String,
-    until: Instant,
 }
 
 /// What became of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     /// Requests sent.
     pub sent: u64,
@@ -34,6 +35,11 @@ pub struct Count {
 }
 
 impl Count {
+    /// Requests without an answer.
+    pub const fn missing(self) -> u64 {
+        self.sent.saturating_sub(self.answered)
+    }
+
     /// Whether some were sent and all answered.
     pub const fn is_whole(self) -> bool {
         self.sent > 0 && self.sent == self.answered
@@ -42,84 +48,65 @@ impl Count {
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} sent, {} lost", self.sent, self.sent - self.answered.min(self.sent))
+        write!(f, "{} sent, {} lost", self.sent, self.missing())
     }
 }
 
 impl Pings {
-    /// Sends 200 requests a second for that long; give it longer than what happens meanwhile.
-    pub fn start(name: &str, from: &Pod, to: IpAddr, during: Duration) -> Result<Self, LabError> {
+    /// Sends 200 requests a second until it is ended.
+    pub fn start(name: &str, from: &Pod, to: IpAddr) -> Result<Self, LabError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let answer = format!("/tmp/pings{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (interval, count) = (INTERVAL.as_secs_f64(), during.as_millis() / INTERVAL.as_millis());
         from.exec_ok(&[
             "sh",
             "-c",
-            &format!("ping -q -i {interval:.3} -c {count} -W 1 {to} >{answer} 2>&1 & echo $! >{answer}.pid"),
+            &format!("ping -q -i {INTERVAL} -c {COUNT} -W 1 {to} >{answer} 2>&1 & echo $! >{answer}.pid"),
         ])?;
-        Ok(Self { name: name.to_owned(), from: from.clone(), answer, until: Instant::now() + during })
+        Ok(Self { name: name.to_owned(), from: from.clone(), answer })
     }
 
-    /// Their count; none while they are under way.
-    fn count(&self) -> Option<Count> {
-        let output = self.from.exec(&["cat", &self.answer]).ok()?;
-        counted(&String::from_utf8_lossy(&output.stdout))
+    /// Their count up to now; what is on its way is not answered yet.
+    fn so_far(&self) -> Result<Count, String> {
+        // ping(8) tells its counts at this signal and goes on.
+        let ask = format!("kill -QUIT $(cat {0}.pid) && cat {0}", self.answer);
+        let said = self.from.exec_ok(&["sh", "-c", &ask]).map_err(|error| error.to_string())?;
+        counted(&said).ok_or(said)
     }
 
-    /// Ends them now, which must be before their time. The last one may be on its way, so one that has no answer is none.
-    pub fn stop(self) -> Result<Count, LabError> {
-        if let Some(count) = self.count() {
-            return Err(LabError::Broken(format!("the pings {} had ended already: {count}", self.name)));
-        }
-        // ping(8) tells its counts at this signal; the shell that started it made it deaf to SIGINT.
-        self.from.exec_ok(&["sh", "-c", &format!("kill -ALRM $(cat {}.pid)", self.answer)])?;
-        let count = wait::until(&format!("the end of the pings {}", self.name), PATIENCE, || self.count())?;
-        let on_its_way = u64::from(count.sent == count.answered + 1);
-        Ok(Count { sent: count.sent - on_its_way, ..count })
-    }
-
-    /// Waits for the last one.
-    pub fn end(self) -> Result<Count, LabError> {
-        let limit = self.until.saturating_duration_since(Instant::now()) + PATIENCE;
-        wait::until(&format!("the end of the pings {}", self.name), limit, || self.count())
+    /// Ends them. None is missing if at one moment from now on every request is answered; else the count is that of the moment at
+    /// which the fewest were not.
+    fn end(self) -> Result<Count, LabError> {
+        let mut best: Option<Count> = None;
+        let whole = wait::until_or(&format!("an answer to each of the pings {}", self.name), PATIENCE, || {
+            let now = self.so_far()?;
+            if best.is_none_or(|best| now.missing() < best.missing()) {
+                best = Some(now);
+            }
+            if now.is_whole() { Ok(()) } else { Err(now.to_string()) }
+        });
+        self.from.exec_ok(&["sh", "-c", &format!("kill -KILL $(cat {}.pid)", self.answer)])?;
+        best.map_or_else(|| whole.map(|()| Count::default()), Ok)
     }
 }
 
-/// Waits for the last one of all; one that was lost, or a flow that had ended before now, is an error. Prints the counts.
+/// Ends them all; one that was lost, or a flow that had ended before now, is an error. Prints the counts.
 pub fn expect_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
-    let early: Vec<String> = flows.iter().filter(|flow| flow.count().is_some()).map(|flow| flow.name.clone()).collect();
-    let mut wrong = not_whole(flows, Pings::end)?;
-    if !early.is_empty() {
-        wrong.push(format!("ended before it was over: {}", early.join(", ")));
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
-}
-
-/// Ends them all; more than the last one of any unanswered is an error. Prints the counts.
-pub fn stop_whole(flows: Vec<Pings>, during: &str) -> Result<(), LabError> {
-    let wrong = not_whole(flows, Pings::stop)?;
-    if wrong.is_empty() { Ok(()) } else { Err(LabError::Broken(format!("{during}: {}", wrong.join("; ")))) }
-}
-
-/// Ends each and prints its count; those of which some were lost.
-fn not_whole(flows: Vec<Pings>, end: fn(Pings) -> Result<Count, LabError>) -> Result<Vec<String>, LabError> {
     let mut wrong = Vec::new();
     for flow in flows {
         let name = flow.name.clone();
-        let count = end(flow)?;
+        let count = flow.end()?;
         println!("  ping {name}: {count}");
         if !count.is_whole() {
             wrong.push(format!("{name}: {count}"));
         }
     }
-    Ok(wrong)
+    promised(wrong.is_empty(), || format!("{during}: {}", wrong.join("; ")))
 }
 
-/// The line `N packets transmitted, M received, ...` of `ping(8)`.
+/// The last line `N/M packets, ...` of `ping(8)`: sent and answered.
 fn counted(text: &str) -> Option<Count> {
-    let line = text.lines().find(|line| line.contains(" packets transmitted"))?;
-    let mut numbers = line.split(", ").map(|part| part.split(' ').next().and_then(|number| number.parse().ok()));
-    Some(Count { sent: numbers.next()??, answered: numbers.next()?? })
+    let counts = text.lines().rev().find_map(|line| line.split_once(" packets, ")?.0.trim().split_once('/'))?;
+    Some(Count { sent: counts.0.parse().ok()?, answered: counts.1.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -127,10 +114,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pings_line_is_read() {
-        let text = "--- 10.0.0.1 ping statistics ---\n2000 packets transmitted, 1999 received, 0.05% packet loss, time 9999ms\n";
+    fn the_last_status_line_is_read() {
+        let text = "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\
+            \r117/117 packets, 0% loss, min/avg/ewma/max = 0.008/0.014/0.016/0.040 ms\n\r2000/1999 packets, 0% loss\n";
         let count = counted(text).unwrap();
-        assert_eq!((count.sent, count.answered, count.is_whole()), (2000, 1999, false));
-        assert_eq!(counted("ping: unknown host"), None);
+        assert_eq!((count.sent, count.answered, count.missing(), count.is_whole()), (2000, 1999, 1, false));
+        assert_eq!(counted("PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n"), None);
+        assert!(!Count::default().is_whole());
     }
 }

@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 /// The port of the lab's pods on which they answer datagrams.
 pub const DATAGRAMS: u16 = 8081;
 /// How long an answer is awaited.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(5);
 /// Where containerd's CNI library keeps what it knows of a pod.
 const RESULTS: &str = "/var/lib/cni/results";
 

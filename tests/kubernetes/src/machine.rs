@@ -55,7 +55,7 @@ impl Machine {
         // Orphans are the first process' children; the kernel reaps those of a parent that ignores their end.
         first.args(["-c", "mount -t proc proc /proc && trap '' CHLD && exec sleep infinity"]);
         let machine = Self { first: worker.spawn(first)?, worker };
-        wait::until(&format!("/proc of {name}"), Duration::from_secs(5), || {
+        wait::until(&format!("/proc of {name}"), Duration::from_secs(30), || {
             machine.worker.run(|| Path::new("/proc/sys/vm").is_dir()).ok()?.then_some(())
         })?;
         machine.worker.run(shield_kernel)?.tried(|| format!("shield the kernel from {name}"))?;

@@ -19,7 +19,7 @@ use crate::service::{Identity, Service};
 /// The program that everything else on a node waits for.
 pub const CONTAINERD: &str = "containerd";
 /// How long containerd may take to answer.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_mins(2);
 
 /// A node, on or off.
 #[derive(Debug)]

@@ -13,7 +13,9 @@ use crate::images::AGNHOST;
 use crate::kubectl::Kubectl;
 
 /// How long a pod may take to start.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(3);
+/// How long kubectl may take to get at a pod that runs.
+const REACHED: Duration = Duration::from_mins(1);
 /// How long a new namespace may take to have its service account: its controller may not have noticed yet that the API server
 /// is back.
 const ACCOUNT: Duration = Duration::from_mins(3);
@@ -77,17 +79,26 @@ impl Pod {
         self.kubectl.exec_ok(&self.namespace, &self.name, command)
     }
 
+    /// Whether a program in it succeeds. Where kubectl could not run it there is no answer, and it is asked again.
+    fn succeeds(&self, command: &[&str]) -> Result<bool, LabError> {
+        wait::until_or(&format!("a program being run in {}", self.full_name()), REACHED, || {
+            let output = self.exec(command).map_err(|error| error.to_string())?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            match output.status.success() {
+                false if !said.contains("command terminated with exit code") => Err(said.into_owned()),
+                success => Ok(success),
+            }
+        })
+    }
+
     /// Whether one of three echo requests is answered within a second each.
     pub fn pings(&self, to: IpAddr) -> Result<bool, LabError> {
-        Ok(self
-            .exec(&["sh", "-c", &format!("for i in 1 2 3; do ping -c1 -W1 {to} && exit; done; exit 1")])?
-            .status
-            .success())
+        self.succeeds(&["sh", "-c", &format!("for i in 1 2 3; do ping -c1 -W1 {to} && exit; done; exit 1")])
     }
 
     /// Whether a web server at `host:port` answers within two seconds.
     pub fn fetches(&self, from: &str) -> Result<bool, LabError> {
-        Ok(self.exec(&["curl", "-sf", "-m", "2", "-o", "/dev/null", &format!("http://{from}/")])?.status.success())
+        self.succeeds(&["curl", "-sf", "-m", "2", "-o", "/dev/null", &format!("http://{from}/")])
     }
 
     /// How often its container was started again.

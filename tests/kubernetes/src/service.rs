@@ -143,23 +143,28 @@ fn kubelet_configuration(node: &Identity) -> Value {
     config
 }
 
-/// kube-proxy, a program of the node and not a pod.
-pub fn kube_proxy(disk: &Disk, authority: &Authority, node: &Identity, mode: ProxyMode) -> Result<Service, LabError> {
+/// kube-proxy, a program of the node and not a pod. It knows the pods' network (`--cluster-cidr`), or nothing of pods, as kubeadm
+/// sets it up without `--pod-network-cidr`.
+pub fn kube_proxy(
+    disk: &Disk,
+    authority: &Authority,
+    node: &Identity,
+    (mode, knows_pods): (ProxyMode, bool),
+) -> Result<Service, LabError> {
     let config = kubeconfig(authority, node.api, &Subject::client("system:kube-proxy", None))?;
     disk.write("/etc/kubernetes/kube-proxy.conf", &config)?;
     let mode = mode.to_string();
-    Ok(Service::new(
-        "kube-proxy",
-        &[
-            "--kubeconfig=/etc/kubernetes/kube-proxy.conf",
-            "--hostname-override",
-            &node.name,
-            "--proxy-mode",
-            &mode,
-            "--cluster-cidr",
-            CLUSTER_NETWORK,
-            // The table's size is the whole machine's, not a node's.
-            "--conntrack-max-per-core=0",
-        ],
-    ))
+    let mut arguments = vec![
+        "--kubeconfig=/etc/kubernetes/kube-proxy.conf",
+        "--hostname-override",
+        &node.name,
+        "--proxy-mode",
+        &mode,
+        // The table's size is the whole machine's, not a node's.
+        "--conntrack-max-per-core=0",
+    ];
+    if knows_pods {
+        arguments.extend(["--cluster-cidr", CLUSTER_NETWORK]);
+    }
+    Ok(Service::new("kube-proxy", &arguments))
 }

@@ -3,13 +3,18 @@
 //! kubelet's to forget, once a minute.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bulkhead_tests::error::LabError;
+use bulkhead_tests::wait;
 use serde_json::Value;
 
 use crate::bulkhead;
 use crate::cluster::{BULKHEAD_PREFIX, Cluster};
 use crate::node::Node;
+
+/// How long a cluster that was just installed may take until nothing comes any more.
+const SETTLED: Duration = Duration::from_mins(3);
 
 /// Everything that could leak, by where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +49,18 @@ impl Stock {
         let keys = cluster.etcd().keys(BULKHEAD_PREFIX)?;
         all.insert("etcd: key".into(), keys.into_iter().filter(|key| !key.contains("/election/")).collect());
         Ok(Self(all))
+    }
+
+    /// Takes stock once two looks in a row see the same: what is to come by itself has come.
+    pub fn settled(cluster: &Cluster) -> Result<Self, LabError> {
+        let mut last = Self::of(cluster)?;
+        wait::until_or("the cluster holding the same twice", SETTLED, || {
+            let now = Self::of(cluster).map_err(|error| error.to_string())?;
+            let difference = last.difference(&now);
+            last = now;
+            if difference.is_empty() { Ok(()) } else { Err(difference) }
+        })?;
+        Ok(last)
     }
 
     /// What is in one but not the other, one per line; empty if they are the same.

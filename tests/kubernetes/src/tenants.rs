@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use bulkhead_tests::binaries::Binaries;
 use bulkhead_tests::cluster::netnamespace_key;
-use bulkhead_tests::error::LabError;
+use bulkhead_tests::error::{LabError, promised};
 use bulkhead_tests::wait;
 use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::pod::{Pod, WEB};
 
-/// How soon an annotation is in force.
-const SOON: Duration = Duration::from_secs(10);
+/// How soon an annotation is in force, on a loaded machine and by what runs in pods by kubectl.
+const SOON: Duration = Duration::from_mins(1);
 
 /// Makes namespaces.
 pub fn create(cluster: &Cluster, names: &[&str]) -> Result<(), LabError> {
@@ -91,11 +91,9 @@ pub fn ask(cluster: &Cluster, way: Way, namespace: &str, change: Change<'_>) -> 
         (Way::Annotation, Change::Join(target)) => declare(cluster, namespace, Some(&format!("join:{target}"))),
         (Way::Annotation, Change::Isolate) => declare(cluster, namespace, Some("isolated")),
         (Way::Annotation, Change::Global) => declare(cluster, namespace, Some("global")),
-        (Way::Cli, Change::Join(target)) => {
-            kubectl_bulkhead(cluster, &["tenant", "join", namespace, "--to", target]).map(drop)
-        }
-        (Way::Cli, Change::Isolate) => kubectl_bulkhead(cluster, &["tenant", "isolate", namespace]).map(drop),
-        (Way::Cli, Change::Global) => kubectl_bulkhead(cluster, &["tenant", "global", namespace]).map(drop),
+        (Way::Cli, Change::Join(target)) => change_by_tool(cluster, &["join", namespace, "--to", target]).map(drop),
+        (Way::Cli, Change::Isolate) => change_by_tool(cluster, &["isolate", namespace]).map(drop),
+        (Way::Cli, Change::Global) => change_by_tool(cluster, &["global", namespace]).map(drop),
         (Way::Etcd, change) => {
             let (action, target) = match change {
                 Change::Join(target) => ("join", target),
@@ -126,6 +124,20 @@ pub fn await_silence(from: &Pod, to: IpAddr) -> Result<(), LabError> {
             other => Err(format!("{other:?}")),
         }
     })
+}
+
+/// An error if a pod reaches an address, by echo or by the web. Whom it does reach is shown beside it.
+pub fn expect_silence(from: &Pod, to: IpAddr) -> Result<(), LabError> {
+    let (pings, fetches) = (from.pings(to)?, from.fetches(&format!("{to}:{WEB}"))?);
+    promised(!pings && !fetches, || {
+        format!("{} reaches {to}, by echo: {pings}, by the web: {fetches}", from.full_name())
+    })
+}
+
+/// Changes tenants by `kubectl bulkhead`, and waits until it is done.
+pub fn change_by_tool(cluster: &Cluster, arguments: &[&str]) -> Result<String, LabError> {
+    let limit = format!("--timeout={}s", SOON.as_secs());
+    kubectl_bulkhead(cluster, &[&["tenant"], arguments, &[&limit]].concat())
 }
 
 /// Runs `kubectl bulkhead` as an administrator.

@@ -11,7 +11,7 @@ use crate::connections::Connection;
 /// Between two pings of a pair.
 const INTERVAL: Duration = Duration::from_millis(5);
 /// How long the first answer over a new connection may take.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Two endpoints, the first of which begins.
 pub type Pair<'a> = (&'a Endpoint, &'a Endpoint);

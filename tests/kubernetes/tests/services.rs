@@ -2,13 +2,18 @@
 //! their ports, sources that are kept, and who may use them. Needs root and the programs of `build/build.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "services/foreign.rs"]
+mod foreign;
+#[path = "services/policies.rs"]
+mod policies;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bulkhead_kubernetes_tests::inner::{DATAGRAMS, Inner, at};
-use bulkhead_kubernetes_tests::pod::{WEB, manifest};
+use bulkhead_kubernetes_tests::pod::{self, WEB, manifest};
 use bulkhead_kubernetes_tests::tenants::{await_status, create, declare};
 use bulkhead_kubernetes_tests::{Cluster, Pod, ProxyMode, bulkhead};
 use bulkhead_tests::error::LabError;
@@ -17,7 +22,7 @@ use serde_json::{Value, json};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// How soon kube-proxy has heard of a change, on a loaded machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_mins(2);
 /// An address that is no machine's.
 const EXTERNAL: &str = "198.51.100.7";
 const HOST_PORT: u16 = 18080;
@@ -37,17 +42,25 @@ struct Scene {
     cluster: Cluster,
 }
 
+/// Waits until a service answers by one of these.
+fn await_answer(from: &Inner, to: SocketAddr, by: &[&str]) -> Result<(), LabError> {
+    wait::until_or(&format!("{to} being answered by {by:?}"), SOON, || match from.who(to) {
+        Ok(name) if by.contains(&name.as_str()) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+}
+
 impl Scene {
-    fn set(proxy: ProxyMode) -> Result<Self, LabError> {
-        let cluster = Cluster::builder().proxy(proxy).start()?;
+    fn set(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<Self, LabError> {
+        let cluster = Cluster::builder().proxy(proxy).proxy_knows_pods(proxy_knows_pods).start()?;
         bulkhead::install(&cluster, &[])?;
         create(&cluster, &["a", "b"])?;
         let mut hosted: Value = serde_json::from_str(&manifest("a", "two", "n2")).unwrap();
         hosted["spec"]["containers"][0]["ports"] = json!([{"containerPort": WEB, "hostPort": HOST_PORT}]);
-        cluster.kubectl().apply(&hosted.to_string())?;
         for (namespace, name) in [("a", "client"), ("a", "one"), ("b", "stranger")] {
-            cluster.kubectl().apply(&manifest(namespace, name, "n1"))?;
+            pod::ask(cluster.kubectl(), namespace, name, "n1")?;
         }
+        cluster.kubectl().apply(&hosted.to_string())?;
         let find = |namespace, name| Pod::find(cluster.kubectl(), namespace, name);
         let (beside, one, two, stranger) =
             (find("a", "client")?, find("a", "one")?, find("a", "two")?, find("b", "stranger")?);
@@ -88,12 +101,9 @@ impl Scene {
         Ok(())
     }
 
-    /// Waits until a service answers by one of these.
+    /// Waits until a service answers the client by one of these.
     fn await_answer(&self, to: SocketAddr, by: &[&str]) -> Result<(), LabError> {
-        wait::until_or(&format!("{to} being answered by {by:?}"), SOON, || match self.client.who(to) {
-            Ok(name) if by.contains(&name.as_str()) => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
+        await_answer(&self.client, to, by)
     }
 
     fn node(&self, name: &str) -> IpAddr {
@@ -172,7 +182,7 @@ fn churn(scene: &Scene) -> Result<(), LabError> {
     let cluster = &scene.cluster;
     create(cluster, &["x", "y"])?;
     for (namespace, node) in [("x", "n1"), ("x", "n2"), ("y", "n1"), ("y", "n2")] {
-        cluster.kubectl().apply(&manifest(namespace, &format!("on-{node}"), node))?;
+        pod::ask(cluster.kubectl(), namespace, &format!("on-{node}"), node)?;
     }
     let x = Pod::find(cluster.kubectl(), "x", "on-n1")?;
     declare(cluster, "y", Some("join:x"))?;
@@ -182,10 +192,10 @@ fn churn(scene: &Scene) -> Result<(), LabError> {
     declare(cluster, "y", Some("global"))?;
     await_status(cluster, "y", "global")?;
     assert!(x.pings(x.address())?);
-    cluster.kubectl().run(&["delete", "namespace", "x", "y", "--timeout=60s"]).map(drop)
+    cluster.kubectl().run(&["delete", "namespace", "x", "y", "--timeout=5m"]).map(drop)
 }
 
-fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
+fn sources_are_kept(scene: &Scene, proxy_knows_pods: bool) -> Result<(), LabError> {
     scene.behind("local", &["two"])?;
     let (_, port) = scene.serve("local", "local", &json!({"type": "NodePort", "externalTrafficPolicy": "Local"}))?;
     let there = at(scene.node("n2"), port);
@@ -194,6 +204,7 @@ fn sources_are_kept(scene: &Scene) -> Result<(), LabError> {
     })?;
     let outside = scene.cluster.underlay().outside_address().to_string();
     assert!(seen.starts_with(&outside), "the client {outside} is seen as {seen}");
+    policies::local_policy_from_pods(scene, port, proxy_knows_pods)?;
     assert!(scene.outside("clientip", at(scene.node("n1"), port)).is_err(), "n1 has no backend");
     Ok(())
 }
@@ -216,11 +227,11 @@ fn affinity_holds(scene: &Scene) -> Result<(), LabError> {
     // Whether kube-proxy knew both when the first connection came is nothing to affinity: from now on it is one.
     let all = answers(sticky, 20)?;
     assert_eq!(all.len(), 1, "{all:?}");
-    Ok(())
+    policies::affinity_outlasts_the_other_backend(scene, free, sticky)
 }
 
-fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
-    let scene = Scene::set(proxy)?;
+fn services_do_what_services_do(proxy: ProxyMode, proxy_knows_pods: bool) -> Result<(), LabError> {
+    let scene = Scene::set(proxy, proxy_knows_pods)?;
     let begin = Instant::now();
     let step = |what: &str| println!("{:.1} s: {what}", begin.elapsed().as_secs_f64());
     scene.behind("first", &["one"])?;
@@ -240,7 +251,8 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     step("a pod behind a service reaches itself by it");
     for (node, pod, service) in [("n1", "one", one), ("n2", "two", two)] {
         let own = Inner::of(&scene.cluster, node, "a", pod)?;
-        assert_eq!(own.who(at(service, WEB))?, pod);
+        // What the client's node has heard of a service the pod's own may hear later.
+        await_answer(&own, at(service, WEB), &[pod])?;
     }
     step("an external address: for its tenant and the outside");
     let external: IpAddr = EXTERNAL.parse().unwrap();
@@ -249,10 +261,19 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     scene.belongs_to_a(at(external, WEB))?;
     step("a hostPort: for its tenant and the outside");
     scene.belongs_to_a(at(scene.node("n2"), HOST_PORT))?;
+    step("endpoints made by hand: another tenant's pods are not reached by them");
+    foreign::endpoints_made_by_hand_open_no_tenant(&scene)?;
     step("externalTrafficPolicy Local");
-    sources_are_kept(&scene)?;
+    sources_are_kept(&scene, proxy_knows_pods)?;
     step("session affinity");
     affinity_holds(&scene)?;
+    step("a service without an address");
+    policies::a_headless_service(&scene)?;
+    step("a pod behind a service reaches itself by NodePorts");
+    policies::a_pod_reaches_itself_by_node_ports(&scene)?;
+    step("clients in their node's network");
+    let (address, port) = scene.serve("for-nodes", "second", &json!({"type": "NodePort"}))?;
+    policies::clients_in_the_nodes_network(&scene, address, port)?;
     step("datagrams to a backend that changes");
     a_backend_of_datagrams_changes(&scene)?;
     step("another tenant's namespaces and pods come and go");
@@ -265,14 +286,15 @@ fn services_do_what_services_do(proxy: ProxyMode) -> Result<(), LabError> {
     Ok(())
 }
 
+/// kube-proxy is told nothing of pods, as by kubeadm without `--pod-network-cidr`.
 #[test]
 fn services_do_what_services_do_with_iptables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Iptables)
+    services_do_what_services_do(ProxyMode::Iptables, false)
 }
 
 #[test]
 fn services_do_what_services_do_with_nftables() -> Result<(), LabError> {
     let _turn = turn();
-    services_do_what_services_do(ProxyMode::Nftables)
+    services_do_what_services_do(ProxyMode::Nftables, true)
 }

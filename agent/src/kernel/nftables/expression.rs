@@ -6,11 +6,10 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::super::nla::Nla;
 use super::super::reply::Attributes;
 use super::Fate;
 
-/// `NLA_F_NESTED`.
-const NESTED: u16 = 1 << 15;
 /// `NFTA_LIST_ELEM`, `NFTA_EXPR_*`, `NFTA_DATA_*`, `NFTA_VERDICT_CODE`.
 const LIST_ELEM: u16 = 1;
 const EXPR_NAME: u16 = 1;
@@ -25,6 +24,8 @@ const GOTO: i32 = -4;
 const RETURN: i32 = -5;
 /// `NFTA_IMMEDIATE_*`.
 const IMMEDIATE_DATA: u16 = 2;
+/// `NFTA_LOOKUP_DREG`: where the value of a map goes.
+const LOOKUP_DREG: u16 = 3;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_*` of `linux/netfilter/nf_tables_compat.h`: how iptables-nft calls its own.
 const TARGET_NAME: u16 = 1;
 const MATCH_INFO: u16 = 3;
@@ -42,40 +43,8 @@ const DST_NAT: u32 = 1 << 5;
 /// `RTN_LOCAL` of `linux/rtnetlink.h`.
 const LOCAL: u32 = 2;
 
-/// Attributes as they are built.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Nla(Vec<u8>);
-
 impl Nla {
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    pub fn raw(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    pub fn be32(self, kind: u16, value: u32) -> Self {
-        self.raw(kind, &value.to_be_bytes())
-    }
-
-    pub fn be64(self, kind: u16, value: u64) -> Self {
-        self.raw(kind, &value.to_be_bytes())
-    }
-
-    pub fn text(self, kind: u16, value: &str) -> Self {
-        self.raw(kind, &[value.as_bytes(), &[0]].concat())
-    }
-
-    pub fn nest(self, kind: u16, inner: &Self) -> Self {
-        self.raw(kind | NESTED, &inner.0)
-    }
-
+    /// A value of a register.
     fn data(self, kind: u16, value: &[u8]) -> Self {
         self.nest(kind, &Self::default().raw(DATA_VALUE, value))
     }
@@ -331,10 +300,10 @@ pub(super) fn list(expressions: &[Expression]) -> Nla {
 
 /// What a rule's expressions say.
 pub(super) struct Description {
-    /// Their names.
-    pub names: Vec<String>,
     /// What becomes of every packet that comes to it, if that is known without a condition.
     pub fate: Option<Fate>,
+    /// What becomes of a packet that meets its conditions.
+    pub met: Option<Fate>,
     /// The comment that iptables made a match of.
     pub comment: Option<String>,
 }
@@ -354,29 +323,40 @@ fn decided(data: &Attributes<'_>) -> Option<Fate> {
     }
 }
 
-/// Reads a rule's expressions.
+/// The fate that an extension of iptables decides.
+fn decided_by_target(name: &str) -> Option<Fate> {
+    match name {
+        "REJECT" | "DROP" => Some(Fate::Stopped),
+        "NFQUEUE" | "SYNPROXY" => Some(Fate::Varies),
+        _ => None,
+    }
+}
+
+/// Reads a rule's expressions. Its last one decides.
 pub(super) fn describe(list: &Attributes<'_>) -> Description {
-    let (mut names, mut comment) = (Vec::new(), None);
-    let (mut conditional, mut fate) = (false, None);
+    let (mut conditional, mut met, mut comment) = (false, None, None);
     for element in list.all(LIST_ELEM) {
         let element = Attributes::parse(element);
         let (name, data) = (element.text(EXPR_NAME).unwrap_or_default(), element.nest(EXPR_DATA));
-        fate = match name.as_str() {
+        met = match name.as_str() {
             "immediate" => decided(&data),
             "reject" => Some(Fate::Stopped),
-            "target" => matches!(data.text(TARGET_NAME).as_deref(), Some("REJECT" | "DROP")).then_some(Fate::Stopped),
+            "target" => decided_by_target(&data.text(TARGET_NAME).unwrap_or_default()),
             "match" if data.text(TARGET_NAME).as_deref() == Some("comment") => {
                 comment = data.text(MATCH_INFO);
                 None
             }
             "counter" | "log" => None,
             // Anything else is a condition, or does something else than to decide.
-            _ => {
+            other => {
                 conditional = true;
-                None
+                let varies = match other {
+                    "lookup" => super::be32(&data, LOOKUP_DREG) == Some(VERDICT),
+                    other => matches!(other, "queue" | "synproxy"),
+                };
+                varies.then_some(Fate::Varies)
             }
         };
-        names.push(name);
     }
-    Description { names, fate: fate.filter(|_| !conditional), comment }
+    Description { fate: met.clone().filter(|met| !conditional && *met != Fate::Varies), met, comment }
 }

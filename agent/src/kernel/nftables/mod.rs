@@ -14,13 +14,14 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use super::error::KernelError;
+use super::nla::Nla;
 use super::reply::{Attributes, Reply};
 use super::socket::{ANSWER_DEADLINE, DUMP_TRIES, Netlink, RECEIVE_BUFFER};
 
 pub use expression::{Direction, Expression, Field, Meta, Verdict};
 pub use transaction::{BaseChain, Place, Transaction};
 
-use expression::{Description, Nla};
+use expression::Description;
 
 /// `NFNL_SUBSYS_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const SUBSYSTEM: u16 = 10;
@@ -144,13 +145,13 @@ pub struct Rule {
     pub handle: u64,
     /// Its comment, as nft or iptables keeps it.
     pub comment: Option<String>,
-    /// Its expressions' names, such as `meta`, `cmp`, `immediate`.
-    pub expressions: Vec<String>,
     /// What becomes of every packet that comes to it; none if that takes a condition or the rule does not decide.
     pub fate: Option<Fate>,
+    /// What becomes of a packet that meets its conditions, if it has any; none if the rule does not decide.
+    pub met: Option<Fate>,
 }
 
-/// What a rule without a condition does with a packet.
+/// What a rule does with a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// Drops or rejects it.
@@ -163,6 +164,8 @@ pub enum Fate {
     Jumps(String),
     /// Has it judged by the chain of that name instead of the rest of this one.
     Goes(String),
+    /// A map of verdicts or a program of somebody's decides.
+    Varies,
 }
 
 /// A socket for nftables in one network namespace.
@@ -294,12 +297,12 @@ impl Nftables {
             let (_, attributes) = of_kind(reply, NEWRULE)?;
             // A kernel that does not filter lists all.
             let here = attributes.text(RULE_TABLE)? == table && attributes.text(RULE_CHAIN)? == chain;
-            let Description { names, fate, comment } = expression::describe(&attributes.nest(RULE_EXPRESSIONS));
+            let Description { fate, met, comment } = expression::describe(&attributes.nest(RULE_EXPRESSIONS));
             here.then(|| Rule {
                 handle: be64(&attributes, RULE_HANDLE).unwrap_or_default(),
                 comment: comment_of(attributes.bytes(RULE_USERDATA)).or(comment),
-                expressions: names,
                 fate,
+                met,
             })
         });
         match listed {

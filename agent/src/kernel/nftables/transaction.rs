@@ -3,9 +3,10 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
 
 use super::super::error::KernelError;
+use super::super::nla::Nla;
 use super::super::reply::{Outcome, Reply};
 use super::super::socket::ReceiveError;
-use super::expression::{self, Expression, Nla};
+use super::expression::{self, Expression};
 use super::{Family, InetHook, Nftables, comment, message};
 
 /// `NFT_OBJECT_COUNTER`.

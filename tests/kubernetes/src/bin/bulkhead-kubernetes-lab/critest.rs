@@ -46,6 +46,7 @@ pub fn run(cluster: &Cluster, program: &Path, focus: &str) -> Result<ExitCode, L
         let mut made = BTreeSet::new();
         while !tests.is_finished() {
             make_namespaces(cluster, &mut made)?;
+            // Between two looks at a log.
             thread::sleep(LOOK);
         }
         tests.join().unwrap_or_else(|_| Err(LabError::ThreadGone("critest".into())))

@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Starts a cluster and leaves it up until Ctrl-C or `down`.
+    /// Starts a cluster and leaves it up until Ctrl-C or `down`. It has Bulkhead only with `--network bulkhead`.
     Up(Shape),
     /// Installs Bulkhead on a new cluster, joins two tenants and parts them, under traffic.
     Demo,

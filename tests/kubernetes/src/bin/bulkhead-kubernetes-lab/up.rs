@@ -31,10 +31,14 @@ fn describe(cluster: &Cluster) -> Result<(), LabError> {
          \x20 {program} kubectl create namespace a\n\
          \x20 {program} kubectl -n a run web --image={agnhost} -- netexec\n\
          \x20 {program} exec n1 bash\n\
+         \x20 {program} exec infra env KUBECONFIG={kubeconfig} \\\n\
+         \x20   PATH={programs}:$PATH bash        # an administrator's shell: kubectl, helm\n\
          \x20 {program} exec infra env ETCDCTL_API=3 etcdctl --endpoints {endpoints} \\\n\
          \x20   --cacert {authority} --cert {certificate} --key {key} get --prefix {prefix}\n\n\
          Files of a node are below {dir}/<node>/disk, logs of its services beside that. Ctrl-C ends the lab.",
         agnhost = bulkhead_kubernetes_tests::images::AGNHOST,
+        kubeconfig = cluster.kubectl().kubeconfig().display(),
+        programs = cluster.programs().dir().display(),
         endpoints = etcd.endpoints,
         authority = etcd.authority.display(),
         certificate = etcd.certificate.display(),
