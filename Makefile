@@ -20,7 +20,10 @@ release: setup ## Build every binary as it is shipped: static
 	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
 	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
 
-image: release ## The container image as it is shipped, without a daemon: target/bulkhead-image.tar, an OCI archive under 60 MB
+image: setup ## The container image as it is shipped, without a daemon: target/bulkhead-image.tar, an OCI archive under 60 MB
+	CC_$(subst -,_,$(TARGET))=gcc $(CARGO) build -p bulkhead-agent -p bulkhead-controller -p bulkhead-cli --bins --release --target $(TARGET)
+	$(CARGO) build -p bulkhead-cni --profile cni --target $(TARGET)
+	install -m 755 target/$(TARGET)/cni/bulkhead-cni target/$(TARGET)/release/bulkhead-cni
 	$(CARGO) build -p bulkhead-kubernetes-tests
 	target/debug/bulkhead-kubernetes-lab image --binaries target/$(TARGET)/release --out target/bulkhead-image.tar \
 		--revision $$(git describe --always --abbrev=40 --dirty --exclude '*')

@@ -40,6 +40,12 @@ pub fn install(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
 /// Installs it, whatever becomes of it.
 pub fn apply(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     cluster.import(&image(cluster)?)?;
+    prepare(cluster, values)?;
+    cluster.kubectl().apply(&manifests(cluster, values)?).map(drop)
+}
+
+/// Makes what an installation finds there: its namespace, and the certificates for etcd.
+pub(crate) fn prepare(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     cluster
         .kubectl()
         .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string())?;
@@ -47,7 +53,7 @@ pub fn apply(cluster: &Cluster, values: &[&str]) -> Result<(), LabError> {
     if !values.contains(&"etcd.mode=bundled") {
         cluster.kubectl().apply(&secret(cluster)?)?;
     }
-    cluster.kubectl().apply(&manifests(cluster, values)?).map(drop)
+    Ok(())
 }
 
 /// Removes it as an administrator does, with `deploy/uninstall`. Returns what that said.
@@ -57,7 +63,7 @@ pub fn uninstall(cluster: &Cluster) -> Result<String, LabError> {
     let mut command = Command::new(chart().join("../uninstall"));
     command
         .env_clear()
-        // Helm is there too, but knows of no release: the chart was rendered.
+        // Helm is there too; it knows of a release only where it has installed one.
         .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
         .env("KUBECONFIG", cluster.kubectl().kubeconfig())
         .env("HOME", cluster.dir().join("home"));
@@ -91,6 +97,11 @@ pub fn agent_restarts(cluster: &Cluster, node: &str) -> Result<u64, LabError> {
 
 /// The image with this tree's binaries, as an archive.
 pub fn image(cluster: &Cluster) -> Result<PathBuf, LabError> {
+    image_named(cluster, IMAGE)
+}
+
+/// The same under another name.
+pub fn image_named(cluster: &Cluster, name: &str) -> Result<PathBuf, LabError> {
     let binaries = Binaries::find()?;
     let programs = [
         (binaries.agent()?, "/usr/bin/bulkhead-agent"),
@@ -99,9 +110,9 @@ pub fn image(cluster: &Cluster) -> Result<PathBuf, LabError> {
         (binaries.cni()?, "/usr/bin/bulkhead-cni"),
     ];
     let files: Vec<(&Path, &str)> = programs.iter().map(|(from, to)| (from.as_path(), *to)).collect();
-    let archive = cluster.dir().join("bulkhead.tar");
+    let archive = cluster.dir().join(format!("{}.tar", name.replace(['/', ':'], "-")));
     let labels = [("org.opencontainers.image.title", "bulkhead")];
-    Archive::of_files(IMAGE, &["/usr/bin/bulkhead"], &files, &labels)?.write(&archive)?;
+    Archive::of_files(name, &["/usr/bin/bulkhead"], &files, &labels)?.write(&archive)?;
     Ok(archive)
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Promises: its programs are static, there is nothing else in it, and it is no larger than [`LIMIT`].
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bulkhead_tests::error::{LabError, Tried};
+use serde_json::Value;
 
 use crate::bulkhead::IMAGE;
 use crate::elf;
@@ -55,6 +58,35 @@ pub fn write(binaries: &Path, revision: &str, to: &Path) -> Result<u64, LabError
     Ok(size)
 }
 
+/// What the labels of an archive of one image say, `org.opencontainers.image.` left out, as a registry's tools show them.
+pub fn labels(archive: &Path) -> Result<BTreeMap<String, String>, LabError> {
+    let what = || format!("read {}", archive.display());
+    let mut texts = BTreeMap::new();
+    let mut entries = tar::Archive::new(File::open(archive).tried(what)?);
+    for entry in entries.entries().tried(what)? {
+        let mut entry = entry.tried(what)?;
+        let name = entry.path().tried(what)?.display().to_string();
+        let mut text = String::new();
+        // Layers are no text.
+        if entry.size() < 1 << 16 && entry.read_to_string(&mut text).is_ok() {
+            texts.insert(name, text);
+        }
+    }
+    let json = |name: &str| -> Result<Value, LabError> {
+        let text = texts.get(name).map(String::as_str).unwrap_or_default();
+        serde_json::from_str(text)
+            .map_err(|error| LabError::Refused { what: what(), answer: format!("{name}: {error}") })
+    };
+    let blob = |value: &Value| {
+        let digest = value["digest"].as_str().unwrap_or_default();
+        json(&format!("blobs/{}", digest.replace(':', "/")))
+    };
+    let config = blob(&blob(&json("index.json")?["manifests"][0])?["config"])?;
+    let labels = config["config"]["Labels"].as_object().into_iter().flatten();
+    let short = |key: &str| key.trim_start_matches("org.opencontainers.image.").to_owned();
+    Ok(labels.map(|(key, value)| (short(key), value.as_str().unwrap_or_default().to_owned())).collect())
+}
+
 fn refused(answer: String) -> LabError {
     LabError::Refused { what: "make the image".into(), answer }
 }
@@ -73,7 +105,9 @@ mod tests {
             fs::write(dir.path().join(name), name).unwrap();
         }
         assert!(made(dir.path()).unwrap() < LIMIT);
-        fs::File::create(dir.path().join("bulkhead")).unwrap().set_len(LIMIT).unwrap();
+        let labels = labels(&to).unwrap();
+        assert_eq!((labels["revision"].as_str(), labels["version"].as_str()), ("r", env!("CARGO_PKG_VERSION")));
+        File::create(dir.path().join("bulkhead")).unwrap().set_len(LIMIT).unwrap();
         assert!(made(dir.path()).unwrap_err().contains("may have 60000000"));
         assert!(!to.exists());
         fs::copy(std::env::current_exe().unwrap(), dir.path().join("bulkhead")).unwrap();

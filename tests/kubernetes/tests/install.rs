@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bulkhead_kubernetes_tests::cluster::{BULKHEAD_PREFIX, CONTROL};
 use bulkhead_kubernetes_tests::flow::{Pings, expect_whole};
+use bulkhead_kubernetes_tests::leftovers::{NETWORKING, everywhere, expect_nothing_left, on};
 use bulkhead_kubernetes_tests::tenants::{await_reach, await_status, create, declare, expect_silence};
 use bulkhead_kubernetes_tests::{Cluster, Pod, bulkhead};
 use bulkhead_tests::error::LabError;
@@ -55,37 +56,6 @@ const FAULTS: [Fault; 4] = [
         says: &["UDP port 4789 is in use by the VXLAN device old0", "another port (--vxlan-port"],
     },
 ];
-
-/// What an agent could change of a node's networking.
-const NETWORKING: &str = "set +e
-    ip -o link | cut -d' ' -f2,3
-    ip -4 -o address | tr -s ' ' | cut -d' ' -f2-4
-    ip -4 route show table all
-    ip -4 rule
-    tc qdisc show | cut -d' ' -f2,5
-    for device in $(ls /sys/class/net); do tc filter show dev $device ingress; tc filter show dev $device egress; done 2>/dev/null
-    nft list tables | grep -i bulkhead
-    nft list ruleset | grep -iE 'bulkhead|bh0a'
-    find /etc/cni/net.d -type f | sort | xargs -r cat
-    find /sys/fs/bpf
-    sysctl net.ipv4.ip_forward
-    true";
-/// What else an installation leaves.
-const FILES: &str = "set +e
-    ls -d /run/bulkhead /var/lib/bulkhead /var/lib/bulkhead-etcd 2>/dev/null
-    ls /opt/cni/bin
-    ss -xl | grep bulkhead
-    ss -tuln | grep -E ':(4789|9470|9471|9472|9473|9474) '
-    true";
-
-fn on(cluster: &Cluster, node: &str, script: &str) -> Result<String, LabError> {
-    cluster.node(node)?.exec(&["sh", "-ec", script], &[])
-}
-
-/// What a script says on every node.
-fn everywhere(cluster: &Cluster, script: &str) -> Result<Vec<(String, String)>, LabError> {
-    cluster.nodes().iter().map(|node| Ok((node.name().to_owned(), on(cluster, node.name(), script)?))).collect()
-}
 
 /// The notes of a node's Events with this reason.
 fn events(cluster: &Cluster, node: &str, reason: &str) -> Result<Vec<String>, LabError> {
@@ -203,40 +173,6 @@ fn a_node_at_work_goes_on(cluster: &Cluster, tenants: &Tenants) -> Result<(), La
         if said.starts_with("ready") && !said.contains("BTF") { Ok(()) } else { Err(said) }
     })?;
     expect_whole(vec![flow], "the agent was started on a node that would not be taken up anew")
-}
-
-fn expect_nothing_left(cluster: &Cluster, before: &[(String, String)]) -> Result<(), LabError> {
-    for (node, was) in before {
-        assert_eq!(on(cluster, node, NETWORKING)?, *was, "{node}");
-        let files = on(cluster, node, FILES)?;
-        assert!(!files.contains("bulkhead") && !files.contains(':'), "{node}: {files}");
-    }
-    let keys = cluster.etcd().ctl(&["get", "--prefix", BULKHEAD_PREFIX, "--keys-only"])?;
-    assert_eq!(keys.trim(), "");
-    let kubectl = cluster.kubectl();
-    let kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces,\
-                 customresourcedefinitions,priorityclasses";
-    let objects = kubectl.run(&["get", kinds, "-o", "name"])?;
-    let ours: Vec<&str> = objects.lines().filter(|name| name.contains("bulkhead")).collect();
-    assert_eq!(ours, Vec::<&str>::new());
-    let labelled = kubectl.run(&[
-        "get",
-        "all,configmaps,secrets,roles,rolebindings",
-        "-A",
-        "-l",
-        "app.kubernetes.io/part-of=bulkhead",
-        "-o",
-        "name",
-    ])?;
-    assert_eq!(labelled.trim(), "");
-    let namespaces = kubectl.json(&["get", "namespaces"])?.to_string();
-    assert!(!namespaces.contains("bulkhead"), "{namespaces}");
-    for node in kubectl.json(&["get", "nodes"])?["items"].as_array().unwrap() {
-        let (metadata, conditions) = (node["metadata"].to_string(), node["status"]["conditions"].to_string());
-        assert!(!metadata.contains("bulkhead"), "{metadata}");
-        assert!(!conditions.contains("Bulkhead"), "{conditions}");
-    }
-    Ok(())
 }
 
 #[test]

@@ -5,16 +5,18 @@ use std::time::Instant;
 
 use bulkhead_kubernetes_tests::flow::{Pings, expect_whole};
 use bulkhead_kubernetes_tests::tenants::{await_reach, await_silence, await_status, create, declare, kubectl_bulkhead};
-use bulkhead_kubernetes_tests::{Cluster, Pod, bulkhead};
+use bulkhead_kubernetes_tests::{Cluster, Pod, bulkhead, helm};
 use bulkhead_tests::LabError;
 
 /// Shows it; the cluster is removed by the caller.
 pub fn show(cluster: &Cluster) -> Result<ExitCode, LabError> {
     println!("\nA cluster without a network: its nodes are not ready.");
     println!("{}", cluster.kubectl().run(&["get", "nodes"])?);
-    println!("$ helm template bulkhead deploy/chart ... | kubectl apply -f -");
+    println!("$ helm install bulkhead deploy/chart --namespace bulkhead-system ...");
     let begin = Instant::now();
-    bulkhead::install(cluster, &[])?;
+    cluster.import(&bulkhead::image(cluster)?)?;
+    helm::install(cluster, "bulkhead", &[])?;
+    bulkhead::await_ready(cluster)?;
     println!("All nodes are ready and names are resolved after {:.1} s.\n", begin.elapsed().as_secs_f64());
     println!("{}", cluster.kubectl().run(&["get", "nodes"])?);
 
