@@ -49,6 +49,13 @@ pub enum Answer {
     Lost(String),
 }
 
+impl Answer {
+    /// Whether another one may come.
+    pub const fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending(_))
+    }
+}
+
 /// Judges what is shown `now` of the declaration of `action`, which was written when the status was `before`.
 pub fn judge(now: Option<&Shown>, action: &Action, before: Option<&str>) -> Answer {
     let Some(now) = now else { return Answer::Lost("the namespace was deleted meanwhile".into()) };

@@ -84,6 +84,31 @@ async fn what_nobody_answers_in_time_is_taken_back_with_the_reason() {
 }
 
 #[tokio::test]
+async fn role_bindings_are_enough_to_wait() {
+    let api = shop();
+    api.bind(&["a", "b"]);
+    assert_eq!(run(&api, "tenant isolate a b").await.ok(), "a: isolated\nb: isolated\n");
+    assert_eq!(run(&api, "tenant join a --to b").await.ok(), "a: joined to b (NetID 10)\n");
+    assert!(run(&api, "tenant isolate c").await.refused().contains("forbidden"));
+    assert!(run(&api, "tenant list").await.refused().contains("forbidden"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_any_more_says_why() {
+    let api = Api::start(&[("a", &[])], &[], |_, _| None);
+    let lose = async {
+        while api.declared("a").is_none() {
+            tokio::task::yield_now().await;
+        }
+        api.bind(&[]);
+    };
+    let (answer, ()) = tokio::join!(run(&api, "tenant global a --timeout 500ms"), lose);
+    let errors = answer.refused();
+    assert!(errors.contains("not in force within 500ms: Kubernetes: namespaces is forbidden"), "{errors}");
+    assert!(errors.contains("could NOT be taken back"), "{errors}");
+}
+
+#[tokio::test]
 async fn what_admission_refuses_for_one_changes_none() {
     let api = Api::start(&[("a", &[]), ("b", &[])], &["b"], obliging);
     let errors = run(&api, "tenant global a b").await.refused();
