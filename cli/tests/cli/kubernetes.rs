@@ -84,6 +84,18 @@ async fn what_nobody_answers_in_time_is_taken_back_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_refused_action_in_a_record_is_in_nobodys_way() {
+    let left = |name: &str, declared: &str| {
+        let holds = obliging(name, declared)?;
+        Some(format!("refused: action isolate: bulkhead.dev/network of the namespace a says so; {holds}"))
+    };
+    let api = Api::start(&[("a", &[]), ("b", &[])], &[], left);
+    assert_eq!(run(&api, "tenant join a --to b").await.ok(), "a: joined to b (NetID 10)\n");
+    assert_eq!(run(&api, "tenant global a").await.ok(), "a: global\n");
+    assert_eq!(api.declared("a").unwrap(), "global");
+}
+
+#[tokio::test]
 async fn role_bindings_are_enough_to_wait() {
     let api = shop();
     api.bind(&["a", "b"]);
