@@ -71,6 +71,9 @@ pub async fn declare(
 ) -> Result<(), CliError> {
     let api: Api<Object> = Api::all(client.clone());
     let before = find(&api, chosen, action).await?;
+    if let (Action::Join(target), false) = (action, wait.no_wait) {
+        refuse_missing(&api, target).await?;
+    }
     let value = declaration(action);
     for namespace in before.keys() {
         write(&api, namespace, Some(&value), None, true).await?;
@@ -147,6 +150,20 @@ async fn find(api: &Api<Object>, chosen: Chosen<'_>, action: &Action) -> Result<
         return Err(CliError::Usage(format!("{target} cannot join itself; name another namespace with --to")));
     }
     Ok(found)
+}
+
+/// A slip of the pen would part a namespace from the target that it has until the time is over. Who may not read the target
+/// has to wait for the controller's word.
+async fn refuse_missing(api: &Api<Object>, target: &Namespace) -> Result<(), CliError> {
+    match api.get_opt(target.as_str()).await {
+        Ok(Some(_)) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Ok(None) => Err(CliError::Refused(format!(
+            "no such namespace to join: {target}; `kubectl bulkhead tenant list` shows all, and with --no-wait a join waits for \
+             one that does not exist yet"
+        ))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes the annotation, or removes it; with a version only if the Namespace still has that.

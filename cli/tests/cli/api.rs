@@ -103,6 +103,11 @@ impl Api {
         self.shared.state.lock().unwrap().bound = Some(bound);
     }
 
+    /// How often anything was written.
+    pub fn writes(&self) -> u64 {
+        self.shared.state.lock().unwrap().version
+    }
+
     /// What a namespace declares.
     pub fn declared(&self, name: &str) -> Option<String> {
         let state = self.shared.state.lock().unwrap();

@@ -75,6 +75,7 @@ async fn what_nobody_answers_in_time_is_taken_back_with_the_reason() {
         declared.starts_with("join:").then(|| "waiting: b does not exist; isolated".to_owned())
     };
     let api = Api::start(&[("a", &[])], &[], waiting);
+    api.bind(&["a"]); // so that nobody but the controller can tell
     let errors = run(&api, "tenant join a --to b --timeout 300ms").await.refused();
     assert!(errors.contains("within 300ms") && errors.contains("b does not exist"), "{errors}");
     assert_eq!(api.declared("a"), None);
@@ -93,6 +94,18 @@ async fn a_refused_action_in_a_record_is_in_nobodys_way() {
     assert_eq!(run(&api, "tenant join a --to b").await.ok(), "a: joined to b (NetID 10)\n");
     assert_eq!(run(&api, "tenant global a").await.ok(), "a: global\n");
     assert_eq!(api.declared("a").unwrap(), "global");
+}
+
+#[tokio::test]
+async fn a_slip_in_the_targets_name_is_refused_before_anything_is_written() {
+    let api = shop();
+    run(&api, "tenant join a --to b").await.ok();
+    let writes = api.writes();
+    let errors = run(&api, "tenant join a --to d").await.refused();
+    assert!(errors.contains("no such namespace to join: d") && errors.contains("nothing was changed"), "{errors}");
+    assert_eq!((api.declared("a").unwrap(), api.writes()), ("join:b".into(), writes));
+    run(&api, "tenant join a --to d --no-wait").await.ok();
+    assert_eq!(api.declared("a").unwrap(), "join:d");
 }
 
 #[tokio::test]
