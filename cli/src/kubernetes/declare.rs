@@ -4,20 +4,17 @@
 //! controller refuses, or nobody answers in time, is taken back: nothing is left that works later by surprise.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bulkhead_core::Namespace;
 use bulkhead_core::tenant::Action;
-use futures::StreamExt;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
 
 use super::Object;
-use super::status::{Answer, NETWORK, Shown, declaration, judge};
+use super::answers::answers;
+use super::status::{Answer, NETWORK, Shown, declaration};
 use crate::args::Wait;
 use crate::error::CliError;
 use crate::output::Console;
@@ -26,8 +23,6 @@ use crate::output::Console;
 const ATTEMPTS: usize = 10;
 /// Who wrote, for those who look at managedFields.
 const MANAGER: &str = "kubectl-bulkhead";
-/// A pause after a failed watch.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// Which Namespaces.
 pub enum Chosen<'a> {
@@ -76,6 +71,9 @@ pub async fn declare(
 ) -> Result<(), CliError> {
     let api: Api<Object> = Api::all(client.clone());
     let before = find(&api, chosen, action).await?;
+    if let (Action::Join(target), false) = (action, wait.no_wait) {
+        refuse_missing(&api, target).await?;
+    }
     let value = declaration(action);
     for namespace in before.keys() {
         write(&api, namespace, Some(&value), None, true).await?;
@@ -154,6 +152,20 @@ async fn find(api: &Api<Object>, chosen: Chosen<'_>, action: &Action) -> Result<
     Ok(found)
 }
 
+/// A slip of the pen would part a namespace from the target that it has until the time is over. Who may not read the target
+/// has to wait for the controller's word.
+async fn refuse_missing(api: &Api<Object>, target: &Namespace) -> Result<(), CliError> {
+    match api.get_opt(target.as_str()).await {
+        Ok(Some(_)) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Ok(None) => Err(CliError::Refused(format!(
+            "no such namespace to join: {target}; `kubectl bulkhead tenant list` shows all, and with --no-wait a join waits for \
+             one that does not exist yet"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Writes the annotation, or removes it; with a version only if the Namespace still has that.
 async fn write(
     api: &Api<Object>,
@@ -168,88 +180,6 @@ async fn write(
     }
     let params = PatchParams { dry_run: dry, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(namespace.as_str(), &params, &Patch::Merge(&patch)).await.map(drop)
-}
-
-/// Each Namespace's answer; silence with its reason when the time is over.
-async fn answers(
-    api: &Api<Object>,
-    written: &BTreeMap<Namespace, Shown>,
-    action: &Action,
-    patience: Duration,
-) -> BTreeMap<Namespace, Answer> {
-    let deadline = Instant::now() + patience;
-    let config = match written.keys().next() {
-        Some(only) if written.len() == 1 => watcher::Config::default().fields(&format!("metadata.name={only}")),
-        _ => watcher::Config::default(),
-    };
-    let mut seen: BTreeMap<Namespace, Shown> = BTreeMap::new();
-    let mut complete = false;
-    let mut trouble = None;
-    let mut events = Box::pin(watcher(api.clone(), config));
-    loop {
-        let judged: BTreeMap<Namespace, Answer> = written
-            .iter()
-            .map(|(name, shown)| (name.clone(), judge(seen.get(name), action, shown.status.as_deref())))
-            .collect();
-        if complete && !judged.values().any(|answer| matches!(answer, Answer::Pending(_))) {
-            return judged;
-        }
-        match timeout_at(deadline, events.next()).await {
-            Ok(Some(Ok(event))) => {
-                trouble = None;
-                take_in(event, &mut seen, &mut complete);
-            }
-            Ok(Some(Err(error))) => {
-                trouble = Some(CliError::Kubernetes(error.to_string()).to_string());
-                tokio::time::sleep_until(deadline.min(Instant::now() + PAUSE)).await;
-            }
-            Ok(None) | Err(_) => {
-                return written
-                    .keys()
-                    .map(|name| {
-                        let answer = judged.get(name).cloned().filter(|_| complete);
-                        (name.clone(), silence(answer, trouble.as_deref(), patience))
-                    })
-                    .collect();
-            }
-        }
-    }
-}
-
-fn take_in(event: Event<Object>, seen: &mut BTreeMap<Namespace, Shown>, complete: &mut bool) {
-    let named = |object: &Object| Namespace::new(object.metadata.name.as_deref().unwrap_or_default()).ok();
-    match event {
-        Event::Init => {
-            seen.clear();
-            *complete = false;
-        }
-        Event::InitDone => *complete = true,
-        Event::InitApply(object) | Event::Apply(object) => {
-            if let Some(name) = named(&object) {
-                seen.insert(name, Shown::of(object.metadata.annotations.as_ref()));
-            }
-        }
-        Event::Delete(object) => {
-            if let Some(name) = named(&object) {
-                seen.remove(&name);
-            }
-        }
-    }
-}
-
-/// The answer when the time is over.
-fn silence(answer: Option<Answer>, trouble: Option<&str>, patience: Duration) -> Answer {
-    let said = match answer {
-        Some(Answer::Pending(said)) => said,
-        Some(answer) => return answer,
-        None => String::new(),
-    };
-    let cause = match (trouble, said.as_str()) {
-        (Some(trouble), _) => trouble.to_owned(),
-        (None, "") => "the controller has said nothing; look at its log".to_owned(),
-        (None, said) => said.to_owned(),
-    };
-    Answer::Refused(format!("not in force within {patience:?}: {cause}"))
 }
 
 /// Takes back what does not hold, and says how it ended.

@@ -1,5 +1,6 @@
 //! Tenants and nodes in Kubernetes, and the API server that the flags name.
 
+mod answers;
 mod declare;
 mod list;
 mod nodes;

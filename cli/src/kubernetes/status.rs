@@ -1,7 +1,7 @@
 //! What a Namespace declares, and what the controller answered, read from its annotations. Pure.
 //!
-//! The answer is for people, but its first words are fixed: `refused:` and `waiting:` with the reason; else how the namespace
-//! stands: `isolated`, `global`, `joined to <namespace> (...)`, `joined by others (...)`, `flat`.
+//! The answer is for people, but its first words are fixed: `refused:` and `waiting:` with the reason, `refused: action` if that
+//! is of a record's action and not of what is declared; behind the last `; `, or without a reason alone, how the namespace stands: `isolated`, `global`, `joined to <namespace> (...)`, `joined by others (...)`, `flat`.
 
 use std::collections::BTreeMap;
 
@@ -49,6 +49,13 @@ pub enum Answer {
     Lost(String),
 }
 
+impl Answer {
+    /// Whether another one may come.
+    pub const fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending(_))
+    }
+}
+
 /// Judges what is shown `now` of the declaration of `action`, which was written when the status was `before`.
 pub fn judge(now: Option<&Shown>, action: &Action, before: Option<&str>) -> Answer {
     let Some(now) = now else { return Answer::Lost("the namespace was deleted meanwhile".into()) };
@@ -57,6 +64,11 @@ pub fn judge(now: Option<&Shown>, action: &Action, before: Option<&str>) -> Answ
         return Answer::Lost(format!("somebody else declared {other} meanwhile"));
     }
     let status = now.status.as_deref().unwrap_or("").trim();
+    // A record's action that was refused says nothing of the annotation; what holds comes last.
+    let status = match status.strip_prefix("refused: action ").and_then(|rest| rest.rsplit_once("; ")) {
+        Some((_, holds)) => holds,
+        None => status,
+    };
     if status.starts_with("refused:") {
         // It may be the answer to what was declared before.
         let old = before.is_some_and(|before| before.trim() == status);
@@ -101,6 +113,19 @@ mod tests {
         ] {
             assert_eq!(judge(Some(&shown(network, status)), &action, None), Answer::Done(status.into()), "{status}");
         }
+    }
+
+    #[test]
+    fn a_refused_action_of_a_record_says_nothing_of_the_annotation() {
+        let left = "refused: action isolate: bulkhead.dev/network of the namespace a says join:b; so it stays; joined to b (NetID 11)";
+        for before in [None, Some("isolated"), Some(left)] {
+            let judged = judge(Some(&shown("join:b", left)), &join("b"), before);
+            assert_eq!(judged, Answer::Done("joined to b (NetID 11)".into()));
+            let other = judge(Some(&shown("join:c", left)), &join("c"), before);
+            assert_eq!(other, Answer::Pending("joined to b (NetID 11)".into()));
+        }
+        let cut = judge(Some(&shown("join:b", "refused: action join b: and so on")), &join("b"), None);
+        assert!(matches!(cut, Answer::Refused(_)));
     }
 
     #[test]

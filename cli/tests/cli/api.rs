@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,13 +21,13 @@ type Controller = fn(namespace: &str, declared: &str) -> Option<String>;
 struct State {
     version: u64,
     objects: BTreeMap<String, Value>,
-    changes: Vec<(u64, Value)>,
     nodes: Vec<Value>,
+    /// In which namespaces the user has a `RoleBinding`; none: everything is allowed.
+    bound: Option<Vec<String>>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
     controller: Controller,
     /// Namespaces whose annotations admission lets nobody change.
     forbidden: Vec<String>,
@@ -54,7 +53,7 @@ impl Api {
     /// One with these namespaces; `forbidden` ones cannot be changed.
     pub fn start(namespaces: &[(&str, &[(&str, &str)])], forbidden: &[&str], controller: Controller) -> Self {
         let forbidden = forbidden.iter().map(|&name| name.to_owned()).collect();
-        let shared = Shared { state: Mutex::default(), changed: Condvar::new(), controller, forbidden };
+        let shared = Shared { state: Mutex::default(), controller, forbidden };
         let shared = Arc::new(shared);
         for (name, labels) in namespaces {
             let mut state = shared.state.lock().unwrap();
@@ -98,6 +97,17 @@ impl Api {
         self.shared.state.lock().unwrap().nodes.push(json!({"metadata": {"name": name}, "status": status}));
     }
 
+    /// From now on the user has `RoleBindings` in these namespaces only.
+    pub fn bind(&self, namespaces: &[&str]) {
+        let bound = namespaces.iter().map(|&name| name.to_owned()).collect();
+        self.shared.state.lock().unwrap().bound = Some(bound);
+    }
+
+    /// How often anything was written.
+    pub fn writes(&self) -> u64 {
+        self.shared.state.lock().unwrap().version
+    }
+
     /// What a namespace declares.
     pub fn declared(&self, name: &str) -> Option<String> {
         let state = self.shared.state.lock().unwrap();
@@ -109,8 +119,7 @@ impl State {
     fn put(&mut self, name: &str, mut object: Value) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        let kind = if self.objects.insert(name.to_owned(), object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        self.changes.push((self.version, json!({"type": kind, "object": object})));
+        self.objects.insert(name.to_owned(), object);
     }
 }
 
@@ -133,10 +142,10 @@ fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let name = path.strip_prefix(PREFIX).unwrap_or("?").trim_start_matches('/');
     let mut stream = reader.into_inner();
-    if query.contains("watch=true") {
-        return watch(shared, &mut stream, query);
-    }
+    let bound = shared.state.lock().unwrap().bound.clone();
+    let allowed = bound.is_none_or(|bound| bound.iter().any(|bound| bound == name));
     let (code, answer) = match method {
+        _ if !allowed => failure(403, &format!("namespaces is forbidden: User may not ask for {name:?}")),
         "GET" if path == "/api/v1/nodes" => (200, json!({"metadata": {}, "items": shared.state.lock().unwrap().nodes})),
         "GET" if name.is_empty() => (200, list(shared, query)),
         "GET" => found(shared.state.lock().unwrap().objects.get(name)),
@@ -204,24 +213,6 @@ fn patch(shared: &Shared, name: &str, patch: &Value, dry: bool) -> (u16, Value) 
             object["metadata"]["annotations"][STATUS] = status.into();
             state.put(name, object.clone());
         }
-        shared.changed.notify_all();
     }
     (200, object)
-}
-
-fn watch(shared: &Shared, stream: &mut TcpStream, query: &str) -> std::io::Result<()> {
-    let mut seen: u64 =
-        query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion=")).unwrap().parse().unwrap();
-    stream.write_all(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")?;
-    let mut state = shared.state.lock().unwrap();
-    loop {
-        let new: Vec<(u64, Value)> = state.changes.iter().filter(|(version, _)| *version > seen).cloned().collect();
-        for (version, event) in new {
-            seen = version;
-            stream.write_all(format!("{event}\n").as_bytes())?;
-        }
-        // The time only ends a thread whose client has gone.
-        state = shared.changed.wait_timeout(state, Duration::from_millis(200)).unwrap().0;
-        stream.write_all(b"")?;
-    }
 }

@@ -75,12 +75,62 @@ async fn what_nobody_answers_in_time_is_taken_back_with_the_reason() {
         declared.starts_with("join:").then(|| "waiting: b does not exist; isolated".to_owned())
     };
     let api = Api::start(&[("a", &[])], &[], waiting);
+    api.bind(&["a"]); // so that nobody but the controller can tell
     let errors = run(&api, "tenant join a --to b --timeout 300ms").await.refused();
     assert!(errors.contains("within 300ms") && errors.contains("b does not exist"), "{errors}");
     assert_eq!(api.declared("a"), None);
     let silent = Api::start(&[("a", &[])], &[], |_, _| None);
     let errors = run(&silent, "tenant global a --timeout 300ms").await.refused();
     assert!(errors.contains("isolated") && silent.declared("a").is_none(), "{errors}");
+}
+
+#[tokio::test]
+async fn a_refused_action_in_a_record_is_in_nobodys_way() {
+    let left = |name: &str, declared: &str| {
+        let holds = obliging(name, declared)?;
+        Some(format!("refused: action isolate: bulkhead.dev/network of the namespace a says so; {holds}"))
+    };
+    let api = Api::start(&[("a", &[]), ("b", &[])], &[], left);
+    assert_eq!(run(&api, "tenant join a --to b").await.ok(), "a: joined to b (NetID 10)\n");
+    assert_eq!(run(&api, "tenant global a").await.ok(), "a: global\n");
+    assert_eq!(api.declared("a").unwrap(), "global");
+}
+
+#[tokio::test]
+async fn a_slip_in_the_targets_name_is_refused_before_anything_is_written() {
+    let api = shop();
+    run(&api, "tenant join a --to b").await.ok();
+    let writes = api.writes();
+    let errors = run(&api, "tenant join a --to d").await.refused();
+    assert!(errors.contains("no such namespace to join: d") && errors.contains("nothing was changed"), "{errors}");
+    assert_eq!((api.declared("a").unwrap(), api.writes()), ("join:b".into(), writes));
+    run(&api, "tenant join a --to d --no-wait").await.ok();
+    assert_eq!(api.declared("a").unwrap(), "join:d");
+}
+
+#[tokio::test]
+async fn role_bindings_are_enough_to_wait() {
+    let api = shop();
+    api.bind(&["a", "b"]);
+    assert_eq!(run(&api, "tenant isolate a b").await.ok(), "a: isolated\nb: isolated\n");
+    assert_eq!(run(&api, "tenant join a --to b").await.ok(), "a: joined to b (NetID 10)\n");
+    assert!(run(&api, "tenant isolate c").await.refused().contains("forbidden"));
+    assert!(run(&api, "tenant list").await.refused().contains("forbidden"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_any_more_says_why() {
+    let api = Api::start(&[("a", &[])], &[], |_, _| None);
+    let lose = async {
+        while api.declared("a").is_none() {
+            tokio::task::yield_now().await;
+        }
+        api.bind(&[]);
+    };
+    let (answer, ()) = tokio::join!(run(&api, "tenant global a --timeout 500ms"), lose);
+    let errors = answer.refused();
+    assert!(errors.contains("not in force within 500ms: Kubernetes: namespaces is forbidden"), "{errors}");
+    assert!(errors.contains("could NOT be taken back"), "{errors}");
 }
 
 #[tokio::test]
