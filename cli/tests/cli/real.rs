@@ -16,6 +16,7 @@ impl Shell {
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
         command.args(line.split_whitespace()).env_clear().env("BULKHEAD_ETCD_ENDPOINTS", &self.endpoint);
+        command.stdin(Stdio::null());
         command
     }
 
@@ -57,7 +58,10 @@ async fn an_administrators_day() {
     let (code, _, err) = shell.run("tenant join red --to nowhere").await;
     assert!(code == 1 && err.contains("nowhere does not exist yet"), "{err}");
     shell.ok("node add-external lb1 --ip 10.0.0.9").await;
-    shell.ok("node remove 10.0.0.9").await;
+    let (code, _, err) = shell.run("node remove lb1").await;
+    assert!(code == 1 && err.contains("lb1 (10.0.0.9) loses its subnet") && err.contains("--yes"), "{err}");
+    assert!(shell.ok("node list").await.contains("10.0.0.9"), "it is there still");
+    shell.ok("node remove 10.0.0.9 --yes").await;
 
     // `| head -1`: the reader is gone before anything is written.
     let mut piped = shell.command("tenant list").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
