@@ -82,4 +82,5 @@ async fn an_etcd_that_is_not_there_ends_the_program_with_advice() {
     let (code, out, err) = shell.run("tenant list").await;
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("127.0.0.1:1") && err.contains("check"), "{err}");
+    assert!(err.contains("refused") && !err.contains("Error(") && err.lines().count() == 1, "{err}");
 }
