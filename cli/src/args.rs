@@ -280,6 +280,9 @@ pub enum NodeVerb {
         /// Its name or address
         #[arg(value_name = "HOST|IP")]
         node: String,
+        /// Do not ask on a terminal; needed where there is none
+        #[arg(short, long)]
+        yes: bool,
         /// How to wait.
         #[command(flatten)]
         wait: Wait,

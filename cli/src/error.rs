@@ -26,6 +26,12 @@ pub enum CliError {
     /// etcd failed.
     #[error("{0}")]
     Store(#[source] StoreError),
+    /// Nothing answers where etcd is by default, and Kubernetes seems to be elsewhere.
+    #[error(
+        "{0}; where the chart installed Bulkhead, type it in the controller's pod, which has a way to etcd: \
+         kubectl -n bulkhead-system exec deploy/bulkhead-controller -- bulkhead ..."
+    )]
+    NoEtcdHere(String),
     /// There is no cluster below the prefix.
     #[error(
         "no cluster is configured: etcd has no key {key}; write one with `bulkhead config init`, or correct --etcd-prefix"
@@ -96,6 +102,16 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Prefix(_) => 2,
             _ => 1,
+        }
+    }
+
+    /// The same with a hint, if nobody named an etcd and none is there.
+    pub fn with_hint(self, etcd_is_named: bool, has_kubeconfig: bool) -> Self {
+        match self {
+            Self::Store(error @ StoreError::Unreachable { .. }) if !etcd_is_named && has_kubeconfig => {
+                Self::NoEtcdHere(error.chain())
+            }
+            other => other,
         }
     }
 

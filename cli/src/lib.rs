@@ -56,10 +56,12 @@ pub async fn run(
         }
     };
     let mut console = Console::new(cli.output, out);
+    let (named, kubeconfig) = (cli.etcd.is_named(), cli.kubernetes.has_kubeconfig());
     match carry_out(cli, plugin, store, &mut console).await {
         Ok(()) => 0,
         Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
+            let error = error.with_hint(named, kubeconfig);
             let _ = write!(err, "{}", error.lines());
             error.exit_code()
         }

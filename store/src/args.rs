@@ -9,6 +9,9 @@ use crate::settings::{Auth, Settings, SettingsError, Timeouts, Tls};
 /// The largest password file that is read, in bytes.
 const MAX_PASSWORD_BYTES: u64 = 4096;
 
+/// Where etcd is if nobody says it.
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+
 /// Why the flags cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,7 +49,7 @@ pub struct EtcdArgs {
         value_name = "URL,...",
         help_heading = "etcd",
         value_delimiter = ',',
-        default_value = "http://127.0.0.1:2379"
+        default_value = DEFAULT_ENDPOINT
     )]
     pub etcd_endpoints: Vec<String>,
     /// CA that signed etcd's certificate [default with https: the system's CAs]
@@ -88,6 +91,11 @@ pub struct EtcdArgs {
 }
 
 impl EtcdArgs {
+    /// Whether they name another etcd than the default.
+    pub fn is_named(&self) -> bool {
+        self.etcd_endpoints != [DEFAULT_ENDPOINT]
+    }
+
     /// The validated settings, with the default time limits.
     pub fn settings(&self) -> Result<Settings, ArgsError> {
         let auth = match (&self.etcd_user, &self.etcd_password_file) {

@@ -31,6 +31,6 @@ fn a_load_balancer_reaches_pods_of_every_tenant() -> Result<(), LabError> {
     println!("removed, it reaches nobody");
     let pod = lab.pod(0, "a", "late")?;
     machine.kill_agent()?;
-    lab.cli().ok(&["node", "remove", &machine.address().to_string()])?;
+    lab.cli().ok(&["node", "remove", "--yes", &machine.address().to_string()])?;
     await_silence(machine.host(), pod.endpoint(), Proto::Tcp, SOON).map(drop)
 }

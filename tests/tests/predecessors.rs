@@ -176,7 +176,7 @@ fn d7_a_failed_nodes_tunnel_goes(lab: &Lab) -> Result<(), LabError> {
     expect_reaches(here.endpoint(), there.endpoint())?;
     let failed = lab.node(2);
     failed.kill_agent()?;
-    lab.cli().ok(&["node", "remove", &failed.address().to_string()])?;
+    lab.cli().ok(&["node", "remove", "--yes", &failed.address().to_string()])?;
     for node in &lab.nodes()[..2] {
         wait::until_or(&format!("{} forgetting n3", node.name()), SOON, || {
             let nodes = node.status().map_err(|error| error.to_string())?.nodes;

@@ -186,7 +186,7 @@ fn a_node_that_is_removed_while_its_agent_runs_stays_removed() -> Result<(), Lab
     let lab = Lab::builder().nodes(2).start()?;
     let node = lab.node(1);
     let entry = format!("{ROOT}/bulkhead/ledger/nodes/{}", node.address());
-    lab.bulkhead(&format!("node remove {}", node.address()))?;
+    lab.bulkhead(&format!("node remove --yes {}", node.address()))?;
     let says_so = || {
         wait::until_or("the node saying that it was removed", SOON, || {
             let problems = node.status().map_err(|error| error.to_string())?.problems;

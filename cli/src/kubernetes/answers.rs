@@ -12,18 +12,21 @@ use kube::Api;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Object;
-use super::status::{Answer, Shown, judge};
+use super::status::{Answer, JOINED_BY_OTHERS, Shown, judge};
 use crate::error::CliError;
 
 /// A pause before all are read again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a status that often passes has to stay.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How many are read at the same time.
 const AT_ONCE: usize = 16;
 
 /// An answer, or why it cannot be read.
 type Reading = Result<Answer, String>;
 
-/// Each Namespace's answer; a refusal with its reason where there is none in time. `written`: how each stood before.
+/// Each Namespace's answer, as it stands when all are answered and none changes any more; a refusal with its reason where there
+/// is none in time. `written`: how each stood before.
 pub async fn answers(
     api: &Api<Object>,
     written: &BTreeMap<Namespace, Shown>,
@@ -33,6 +36,7 @@ pub async fn answers(
     let deadline = Instant::now() + patience;
     let silent = || Err("the API server has not answered".to_owned());
     let mut readings: BTreeMap<Namespace, Reading> = written.keys().map(|name| (name.clone(), silent())).collect();
+    let (mut last, mut since) = (readings.clone(), Instant::now());
     loop {
         let round = async {
             let mut all = stream::iter(written)
@@ -43,10 +47,28 @@ pub async fn answers(
             }
         };
         let read = timeout_at(deadline, round).await;
+        if readings != last {
+            (last, since) = (readings.clone(), Instant::now());
+        }
         let answered = readings.values().all(|reading| matches!(reading, Ok(answer) if !answer.is_pending()));
-        if (read.is_ok() && answered) || timeout_at(deadline, sleep(PAUSE)).await.is_err() {
+        let settled = read.is_ok() && answered && since.elapsed() >= needed(&readings);
+        if settled || timeout_at(deadline, sleep(PAUSE)).await.is_err() {
             return readings.into_iter().map(|(name, reading)| (name, concluded(reading, patience))).collect();
         }
+    }
+}
+
+/// How long these have to stay before they are told. What one Namespace does changes how others stand, and the controller writes
+/// one status after the other.
+fn needed(readings: &BTreeMap<Namespace, Reading>) -> Duration {
+    let passing =
+        |reading: &Reading| matches!(reading, Ok(Answer::Done(status)) if status.starts_with(JOINED_BY_OTHERS));
+    if readings.values().any(passing) {
+        SETTLED
+    } else if readings.len() > 1 {
+        PAUSE
+    } else {
+        Duration::ZERO
     }
 }
 

@@ -50,6 +50,12 @@ impl KubernetesArgs {
         !self.etcd && (plugin || self.kubernetes || self.kubeconfig.is_some() || self.context.is_some())
     }
 
+    /// Whether a kubeconfig is there for who types this, as kubectl would find it.
+    pub fn has_kubeconfig(&self) -> bool {
+        let home = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").is_file());
+        self.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty()) || home()
+    }
+
     /// Makes the client; the server need not answer yet.
     pub async fn connect(&self) -> Result<Client, CliError> {
         let unusable = |error: &dyn std::error::Error| CliError::Kubeconfig(chain(error));

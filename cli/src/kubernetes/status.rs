@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 pub use bulkhead_core::annotation::{NETWORK, NETWORK_STATUS, VNI};
 use bulkhead_core::tenant::Action;
 
+/// How the status of a namespace in whose network others are begins.
+pub const JOINED_BY_OTHERS: &str = "joined by others";
+
 /// The value that declares what an action asks for.
 pub fn declaration(action: &Action) -> String {
     match action {
@@ -78,7 +81,7 @@ pub fn judge(now: Option<&Shown>, action: &Action, before: Option<&str>) -> Answ
     let holds = status == "flat"
         || match action {
             // Those who join it do not make it less of a network of its own.
-            Action::Isolate => status == "isolated" || status.starts_with("joined by others"),
+            Action::Isolate => status == "isolated" || status.starts_with(JOINED_BY_OTHERS),
             Action::Global => status == "global",
             Action::Join(target) => {
                 status.strip_prefix("joined to ").and_then(|rest| rest.split(' ').next()) == Some(target.as_str())

@@ -1,5 +1,6 @@
 //! `bulkhead node`: nodes and external machines with their subnets.
 
+mod confirm;
 mod list;
 mod seat;
 
@@ -21,7 +22,12 @@ pub async fn carry_out(verb: NodeVerb, cluster: &Cluster, console: &mut Console<
             list::show(&view, host_ip, console)
         }
         NodeVerb::AddExternal { host, ip, wait } => seat::add_external(cluster, &host, ip, wait, console).await,
-        NodeVerb::Remove { node, wait } => seat::remove(cluster, &node, wait, console).await,
+        NodeVerb::Remove { node, yes, wait } => {
+            if !yes {
+                confirm::removal(&cluster.view().await?, &node)?;
+            }
+            seat::remove(cluster, &node, wait, console).await
+        }
     }
 }
 

@@ -103,6 +103,14 @@ impl Api {
         self.shared.state.lock().unwrap().bound = Some(bound);
     }
 
+    /// The controller says something of a namespace by itself.
+    pub fn say(&self, name: &str, status: &str) {
+        let mut state = self.shared.state.lock().unwrap();
+        let mut object = state.objects[name].clone();
+        object["metadata"]["annotations"][STATUS] = status.into();
+        state.put(name, object);
+    }
+
     /// How often anything was written.
     pub fn writes(&self) -> u64 {
         self.shared.state.lock().unwrap().version

@@ -93,6 +93,11 @@ async fn an_unreachable_etcd_is_said() {
     cluster.store.faults().unwrap().unreachable(true);
     let errors = cluster.run("tenant list").await.refused();
     assert!(errors.contains("no etcd endpoint can be reached"), "{errors}");
+    let hint = "kubectl -n bulkhead-system exec deploy/bulkhead-controller -- bulkhead ...";
+    let errors = cluster.run("config show --kubeconfig /nowhere").await.refused();
+    assert!(errors.contains("no etcd endpoint can be reached") && errors.contains(hint), "{errors}");
+    let named = "config show --kubeconfig /nowhere --etcd-endpoints http://10.0.0.1:2379";
+    assert!(!cluster.run(named).await.refused().contains("kubectl"), "they know where it is");
 }
 
 /// A user whose tool counts in a field of its own, by compare-and-swap, while the CLI writes actions into the same

@@ -109,6 +109,23 @@ async fn a_slip_in_the_targets_name_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn what_is_told_is_how_all_stand_in_the_end() {
+    let joined =
+        |name: &str, _: &str| Some(if name == "b" { "joined by others (NetID 10)" } else { "isolated" }.to_owned());
+    let api = Api::start(&[("a", &[]), ("b", &[]), ("c", &[])], &[], joined);
+    let controller = async {
+        while api.declared("c").is_none() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await; // the status that passes is read meanwhile
+        api.say("b", "isolated");
+    };
+    let (answer, ()) = tokio::join!(run(&api, "tenant isolate b c"), controller);
+    assert_eq!(answer.ok(), "b: isolated\nc: isolated\n");
+    assert_eq!(run(&api, "tenant isolate a b").await.ok(), "a: isolated\nb: joined by others (NetID 10)\n");
+}
+
+#[tokio::test]
 async fn role_bindings_are_enough_to_wait() {
     let api = shop();
     api.bind(&["a", "b"]);

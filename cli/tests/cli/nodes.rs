@@ -12,7 +12,7 @@ async fn an_external_machine_gets_a_subnet_and_gives_it_back() {
     insta::assert_snapshot!("add_external", cluster.run("node add-external lb1 --ip 10.0.0.9").await.ok());
     let shown = cluster.json("node show lb1").await;
     assert_eq!(shown["subnets"], json!(["172.11.0.0/22"]));
-    assert_eq!(cluster.run("node remove lb1").await.ok(), "lb1 (10.0.0.9): removed, 172.11.0.0/22 released\n");
+    assert_eq!(cluster.run("node remove lb1 --yes").await.ok(), "lb1 (10.0.0.9): removed, 172.11.0.0/22 released\n");
     assert_eq!(cluster.json("node list").await, json!([]));
 }
 
@@ -37,11 +37,11 @@ async fn a_name_with_two_addresses_must_be_told_apart() {
     for ip in ["10.0.0.9", "10.0.0.10"] {
         cluster.run(&format!("node add-external lb1 --ip {ip}")).await.ok();
     }
-    let errors = cluster.run("node remove lb1").await.refused();
+    let errors = cluster.run("node remove lb1 --yes").await.refused();
     assert!(errors.contains("10.0.0.9, 10.0.0.10"), "{errors}");
-    cluster.run("node remove 10.0.0.9").await.ok();
-    cluster.run("node remove lb1").await.ok();
-    assert!(cluster.run("node remove lb1").await.refused().contains("no such node"));
+    cluster.run("node remove 10.0.0.9 --yes").await.ok();
+    cluster.run("node remove lb1 --yes").await.ok();
+    assert!(cluster.run("node remove lb1 --yes").await.refused().contains("no such node"));
 }
 
 #[tokio::test]
@@ -112,5 +112,5 @@ async fn a_node_of_kubernetes_is_removed_there() {
         assert!(errors.contains("`kubectl delete node n1`"), "{errors}");
     }
     assert_eq!(cluster.json("node show n1").await["subnets"], json!(["172.11.4.0/22"]));
-    cluster.run("node remove lb1").await.ok();
+    cluster.run("node remove lb1 --yes").await.ok();
 }

@@ -16,6 +16,7 @@ impl Shell {
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
         command.args(line.split_whitespace()).env_clear().env("BULKHEAD_ETCD_ENDPOINTS", &self.endpoint);
+        command.stdin(Stdio::null());
         command
     }
 
@@ -57,7 +58,10 @@ async fn an_administrators_day() {
     let (code, _, err) = shell.run("tenant join red --to nowhere").await;
     assert!(code == 1 && err.contains("nowhere does not exist yet"), "{err}");
     shell.ok("node add-external lb1 --ip 10.0.0.9").await;
-    shell.ok("node remove 10.0.0.9").await;
+    let (code, _, err) = shell.run("node remove lb1").await;
+    assert!(code == 1 && err.contains("lb1 (10.0.0.9) loses its subnet") && err.contains("--yes"), "{err}");
+    assert!(shell.ok("node list").await.contains("10.0.0.9"), "it is there still");
+    shell.ok("node remove 10.0.0.9 --yes").await;
 
     // `| head -1`: the reader is gone before anything is written.
     let mut piped = shell.command("tenant list").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -78,4 +82,5 @@ async fn an_etcd_that_is_not_there_ends_the_program_with_advice() {
     let (code, out, err) = shell.run("tenant list").await;
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("127.0.0.1:1") && err.contains("check"), "{err}");
+    assert!(err.contains("refused") && !err.contains("Error(") && err.lines().count() == 1, "{err}");
 }

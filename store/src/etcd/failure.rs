@@ -190,13 +190,14 @@ fn of_chain(error: &(dyn std::error::Error + 'static)) -> Failure {
     }
 }
 
-/// The distinct texts of an error and its causes; gRPC statuses repeat themselves.
+/// The distinct texts of an error and its causes. Those that say nothing are left out: tonic's of a failed connection, and the
+/// text of a status but its message, since it has the causes in it in their debug form.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(link) = next {
-        let own = link.to_string();
-        if !text.contains(&own) {
+        let own = link.downcast_ref::<tonic::Status>().map_or_else(|| link.to_string(), |s| s.message().to_owned());
+        if own != "transport error" && !text.contains(&own) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
@@ -204,11 +205,29 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         }
         next = link.source();
     }
-    text
+    if text.is_empty() { error.to_string() } else { text }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once_and_none_in_its_debug_form() {
+        let caused = |message: &str| {
+            let mut status = tonic::Status::unavailable(message);
+            status.set_source(std::sync::Arc::new(io::Error::other("connection refused")));
+            chain(&status)
+        };
+        assert_eq!(caused("tcp connect error"), "tcp connect error: connection refused");
+        assert_eq!(caused("transport error"), "connection refused");
+        assert_eq!(caused("connection refused"), "connection refused");
+        assert!(chain(&tonic::Status::unavailable("")).contains("unavailable"));
     }
 }

@@ -148,8 +148,8 @@ pub fn kubectl_bulkhead(cluster: &Cluster, arguments: &[&str]) -> Result<String,
     cluster.underlay().infra.exec_of(command, &[])
 }
 
-/// The command line tool under the name by which kubectl finds it.
-fn plugin(dir: &Path) -> Result<std::path::PathBuf, LabError> {
+/// The command line tool under the name by which kubectl finds it, in this folder of the lab.
+pub fn plugin(dir: &Path) -> Result<std::path::PathBuf, LabError> {
     use bulkhead_tests::error::Tried;
     let link = dir.join("kubectl-bulkhead");
     if !link.exists() {

@@ -1,11 +1,14 @@
 //! `kubectl` and `exec`: for a cluster that another process runs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use bulkhead_kubernetes_tests::disk::PROGRAMS;
 use bulkhead_kubernetes_tests::programs::Programs;
+use bulkhead_kubernetes_tests::tenants;
 use bulkhead_tests::error::{LabError, Tried};
 use bulkhead_tests::netns::Netns;
 use bulkhead_tests::registry::LabId;
@@ -36,12 +39,34 @@ fn netns_of(names: &[(String, PathBuf)], name: &str) -> Result<Netns, LabError> 
     Netns::open(path)
 }
 
-/// Runs kubectl on the infra machine.
+/// Runs kubectl on the infra machine, with `kubectl bulkhead` if that is built.
 pub fn kubectl(arguments: &[String]) -> Result<ExitCode, LabError> {
     let (id, names) = standing_cluster()?;
-    let mut command = Command::new(Programs::find()?.get("kubectl")?);
-    command.arg("--kubeconfig").arg(id.dir().join("admin.conf")).args(arguments).env("HOME", id.dir().join("home"));
+    let programs = Programs::find()?;
+    let plugin = tenants::plugin(&id.dir()).ok();
+    let folders = [Some(programs.dir()), plugin.as_deref().and_then(Path::parent)];
+    let mut command = kubectl_of(&programs.get("kubectl")?, &id.dir(), arguments);
+    command.env("PATH", path_with(folders.into_iter().flatten(), std::env::var_os("PATH")));
     finish(&netns_of(&names, "infra")?, command)
+}
+
+/// kubectl takes no flag before the name of a plugin, so the environment says which cluster.
+fn kubectl_of(program: &Path, lab: &Path, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env("KUBECONFIG", lab.join("admin.conf")).env("HOME", lab.join("home"));
+    command
+}
+
+/// A `PATH` with these folders first.
+fn path_with<'a>(folders: impl IntoIterator<Item = &'a Path>, before: Option<OsString>) -> OsString {
+    let mut path = OsString::new();
+    for part in folders.into_iter().map(|folder| folder.as_os_str().to_owned()).chain(before) {
+        if !path.is_empty() {
+            path.push(":");
+        }
+        path.push(part);
+    }
+    path
 }
 
 /// Runs a program in all namespaces of a node, or in the only one of another machine.
@@ -53,6 +78,7 @@ pub fn exec(name: &str, command: &[String]) -> Result<ExitCode, LabError> {
         Some(pid) => {
             let mut enter = Command::new("nsenter");
             enter.args(["--target", &pid.to_string(), "--mount", "--uts", "--ipc", "--pid", program]);
+            enter.env("PATH", path_with([Path::new(PROGRAMS)], std::env::var_os("PATH")));
             enter
         }
         None => Command::new(program),
@@ -72,4 +98,25 @@ fn first_process(netns: &Path) -> Option<u32> {
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
         same && numbers.split_whitespace().skip(1).eq(["1"])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubectl_has_its_plugins_name_first() {
+        let words = ["bulkhead".to_owned(), "tenant".to_owned(), "list".to_owned()];
+        let command = kubectl_of(Path::new("/p/kubectl"), Path::new("/lab"), &words);
+        assert!(command.get_args().eq(["bulkhead", "tenant", "list"]));
+        let set = |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value);
+        assert_eq!(set("KUBECONFIG"), Some("/lab/admin.conf".as_ref()));
+    }
+
+    #[test]
+    fn folders_come_before_the_path_that_was() {
+        let folders = || [Path::new("/a"), Path::new("/b")];
+        assert_eq!(path_with(folders(), Some("/usr/bin:/bin".into())), "/a:/b:/usr/bin:/bin");
+        assert_eq!(path_with(folders(), None), "/a:/b");
+    }
 }
