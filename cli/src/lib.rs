@@ -12,6 +12,7 @@ mod backup;
 mod certs;
 mod cluster;
 mod config;
+mod confirm;
 mod error;
 mod etcd;
 mod kubernetes;

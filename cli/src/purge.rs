@@ -3,13 +3,12 @@
 //! No controller may lead meanwhile: it would write the ledger anew. Promises: the config goes last, so that what was broken
 //! off is still known as a cluster and can be purged again.
 
-use std::io::{BufRead, IsTerminal, Write};
-
 use bulkhead_core::keys;
 use bulkhead_store::{Outcome, Txn};
 use serde::Serialize;
 
 use crate::cluster::Etcd;
+use crate::confirm;
 use crate::error::CliError;
 use crate::output::Console;
 
@@ -55,13 +54,6 @@ pub async fn purge(etcd: &Etcd, yes: bool, console: &mut Console<'_>) -> Result<
 
 /// Asks on a terminal; elsewhere whoever runs it has decided.
 fn confirmed(prefix: &str) -> Result<bool, CliError> {
-    if !std::io::stdin().is_terminal() {
-        return Ok(true);
-    }
-    let mut terminal = std::io::stderr();
-    write!(terminal, "This removes the cluster below {prefix} from etcd: every tenant's numbers.\nGo on? [y/N] ")?;
-    terminal.flush()?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    let warning = format!("This removes the cluster below {prefix} from etcd: every tenant's numbers.");
+    Ok(confirm::asked(&warning)?.unwrap_or(true))
 }

@@ -3,7 +3,6 @@
 //! The wish is a record that the leader deletes in the transaction that raises the epoch. One that nobody answers in
 //! time is taken back.
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_core::record::{Record, RestoreRecord};
@@ -12,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::Wait;
 use crate::cluster::Cluster;
+use crate::confirm;
 use crate::error::CliError;
 use crate::output::Console;
 use crate::view::{Mail, View};
@@ -108,19 +108,9 @@ pub fn words() -> String {
 
 /// Asks on a terminal; elsewhere whoever runs it has decided.
 pub fn confirmed() -> Result<bool, CliError> {
-    if !std::io::stdin().is_terminal() {
-        return Ok(true);
-    }
-    let mut terminal = std::io::stderr();
-    write!(
-        terminal,
-        "This is for an etcd that was restored from a snapshot or replaced. The epoch rises, and the next 1048576 VNIs \
-         are passed by.\nGo on? [y/N] "
-    )?;
-    terminal.flush()?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    let warning = "This is for an etcd that was restored from a snapshot or replaced. The epoch rises, and the next 1048576 VNIs \
+                   are passed by.";
+    Ok(confirm::asked(warning)?.unwrap_or(true))
 }
 
 /// What has come of the wish; none while it waits.

@@ -27,47 +27,33 @@ fn owners(intent: &Intent) -> BTreeMap<u32, Namespace> {
     intent.namespaces.iter().map(|(namespace, tenant)| (tenant.vni.get(), namespace.clone())).collect()
 }
 
-/// The pods whose VNI the intent gives to another namespace than theirs: the ledger was lost and made anew.
-fn orphans(records: &[Record], intent: &Intent) -> Vec<Record> {
+/// The pods whose VNI is not their namespace's: those whose VNI the intent gives to another one, for the ledger was lost and
+/// made anew; and those whose VNI is nobody's.
+fn strays<'a>(records: &'a [Record], intent: &Intent) -> (Vec<&'a Record>, Vec<&'a Record>) {
     let own = |record: &Record| intent.namespaces.get(&record.namespace).map(|tenant| tenant.vni.get());
-    let mut stray: Vec<&Record> = records.iter().filter(|record| own(record) != Some(record.vni)).collect();
-    if !stray.is_empty() {
-        let given: BTreeSet<u32> = intent.namespaces.values().map(|tenant| tenant.vni.get()).collect();
-        stray.retain(|record| given.contains(&record.vni));
+    let stray: Vec<&Record> = records.iter().filter(|record| own(record) != Some(record.vni)).collect();
+    if stray.is_empty() {
+        return Default::default();
     }
-    stray.into_iter().cloned().collect()
-}
-
-/// The pods of namespaces that were made anew under their names, for a person: attached before this node knew of it, they
-/// have the former one's VNI, which is nobody's.
-pub(super) fn outlived(records: &[Record], intent: &Intent) -> Option<String> {
     let given: BTreeSet<u32> = intent.namespaces.values().map(|tenant| tenant.vni.get()).collect();
-    let own = |record: &Record| intent.namespaces.get(&record.namespace).map(|tenant| tenant.vni.get());
-    let anew = records.iter().filter(|record| own(record).is_some_and(|vni| vni != record.vni));
-    let names: Vec<String> = anew
-        .filter(|record| !given.contains(&record.vni))
-        .map(|record| format!("{}/{}", record.namespace, record.pod))
-        .collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "the namespaces of these pods were made anew since they were attached; they reach global namespaces and nodes only; \
-             delete them: {}",
-            names.join(", ")
-        )
-    })
+    stray.into_iter().partition(|record| given.contains(&record.vni))
 }
 
-/// The pods whose VNI is another namespace's, for a person; none if there are no such pods.
-pub(super) fn orphaned(records: &[Record], intent: &Intent) -> Option<String> {
-    let names: Vec<String> =
-        orphans(records, intent).iter().map(|record| format!("{}/{}", record.namespace, record.pod)).collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "the VNIs of these pods are other namespaces' since the ledger was made anew; they reach global namespaces and \
-             nodes only; delete them: {}",
-            names.join(", ")
-        )
-    })
+/// A problem of these pods, for a person; none if there are none.
+fn told(problem: &str, pods: &[&Record]) -> Option<String> {
+    let names: Vec<String> = pods.iter().map(|record| format!("{}/{}", record.namespace, record.pod)).collect();
+    (!names.is_empty())
+        .then(|| format!("{problem}; they reach global namespaces and nodes only; delete them: {}", names.join(", ")))
+}
+
+/// The pods that have another VNI than their namespace, for a person. One whose namespace is gone is left to its end.
+pub(super) fn misplaced(records: &[Record], intent: &Intent) -> impl Iterator<Item = String> {
+    let (orphans, mut outlived) = strays(records, intent);
+    // Attached before this node knew of the new namespace, they have the former one's.
+    outlived.retain(|record| intent.namespaces.contains_key(&record.namespace));
+    let orphans = told("the VNIs of these pods are other namespaces' since the ledger was made anew", &orphans);
+    let outlived = told("the namespaces of these pods were made anew since they were attached", &outlived);
+    orphans.into_iter().chain(outlived)
 }
 
 /// Whether an intent is a cached one that may lack what the maps hold.
@@ -84,7 +70,8 @@ pub fn apply_namespaces(live: &Live, shared: &Shared) -> Result<(), DatapathErro
     let read = shared.read(|intent, _| {
         let outdated = is_outdated(intent, &namespaces);
         let origin = Origin::new(intent.cluster_id, intent.revision);
-        (!outdated).then(|| (networks(intent), owners(intent), orphans(&records, intent), origin))
+        let orphans = || strays(&records, intent).0.into_iter().cloned().collect::<Vec<_>>();
+        (!outdated).then(|| (networks(intent), owners(intent), orphans(), origin))
     });
     let Some(((known, unknown), owners, orphans, origin)) = read else { return Ok(()) };
     namespaces.hold(locked(&live.datapath.endpoints).namespaces());
@@ -235,14 +222,10 @@ mod tests {
         let namespaces = [("a", 10), ("b", 20), ("c", 21)];
         let namespaces = namespaces.map(|(name, vni)| (Namespace::new(name).unwrap(), tenant(vni)));
         let intent = Intent { namespaces: namespaces.into(), ..Intent::default() };
-        let ends = |text: Option<String>| text.unwrap().rsplit(": ").next().unwrap().to_owned();
-        assert_eq!(
-            ends(outlived(&records, &intent)),
-            "b/old",
-            "a namespace that is gone lets its pods end by themselves"
-        );
-        assert_eq!(ends(orphaned(&records, &intent)), "c/stray");
-        assert_eq!(outlived(&records[..1], &intent), None);
+        let ends: Vec<String> =
+            misplaced(&records, &intent).map(|text| text.rsplit(": ").next().unwrap().to_owned()).collect();
+        assert_eq!(ends, ["c/stray", "b/old"], "a namespace that is gone lets its pods end by themselves");
+        assert_eq!(misplaced(&records[..1], &intent).next(), None);
     }
 
     #[test]

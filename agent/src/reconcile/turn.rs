@@ -280,8 +280,7 @@ fn standing(agent: &Agent, live: &Live) -> Vec<String> {
             let pods = moved.join(", ");
             problems.push(format!("this node has another subnet than when these pods were attached; delete them: {pods}"));
         }
-        problems.extend(tenants::orphaned(&records, intent));
-        problems.extend(tenants::outlived(&records, intent));
+        problems.extend(tenants::misplaced(&records, intent));
         problems.extend(intent.unreadable.iter().map(|(key, error)| format!("{key}: {error}")));
         let own = std::net::IpAddr::V4(live.geometry.node_ip);
         match (&intent.cluster, intent.nodes.get(&own)) {

@@ -1,10 +1,8 @@
 //! `node remove` takes a node out at once, alive or not: whoever types it is asked first.
 
-use std::io::{BufRead, IsTerminal, Write};
-
 use super::{find, list};
+use crate::confirm;
 use crate::error::CliError;
-use crate::output::plain;
 use crate::view::View;
 
 /// Asks on a terminal whether this node is to go; refuses where nobody can answer.
@@ -15,16 +13,9 @@ pub fn removal(view: &View, node: &str) -> Result<(), CliError> {
     }
     let host = list::host(view, ip);
     let warning = format!("{host} ({ip}) loses its subnet at once; if it lives, it is cut off from all other nodes");
-    if !std::io::stdin().is_terminal() {
-        return Err(CliError::Refused(format!("{warning}: confirm that with --yes")));
+    match confirm::asked(&format!("{warning}."))? {
+        Some(true) => Ok(()),
+        Some(false) => Err(CliError::Refused("not confirmed".into())),
+        None => Err(CliError::Refused(format!("{warning}: confirm that with --yes"))),
     }
-    let mut terminal = std::io::stderr();
-    write!(terminal, "{}.\nGo on? [y/N] ", plain(&warning))?;
-    terminal.flush()?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    if matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
-        return Ok(());
-    }
-    Err(CliError::Refused("not confirmed".into()))
 }
